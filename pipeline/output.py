@@ -1,0 +1,208 @@
+"""The finished dataset: one folder that `datasets`, plain pyarrow and `open_dataset` read.
+
+    outputs/verdict/
+      data-00000.arrow …        windows, Arrow IPC streams (hard links into the cache where the disk allows it)
+      documents.arrow           source, byte range and place in the ID stream of every document
+      state.json dataset_info.json   what `datasets.load_from_disk` looks for
+      tokenizer/ vocabulary.json embeddings.safetensors README.md
+      manifest.json             configuration, keys, ledger, hashes, versions: equal for equal bytes
+      run.json                  what differs between equal runs: times, engine, workers, host
+
+A folder is built beside its place and swapped in by one rename. Only a folder that holds a manifest of ours is
+ever replaced.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline import cache
+from pipeline.errors import ConfigError, from_os_error
+
+RENAME_EXCHANGE, AT_FDCWD = 2, -100
+
+Json = dict[str, Any]
+STAGES = ("load", "tokenizer", "tokenize", "encode", "window", "embed")
+
+
+def in_order(stages: Json) -> list[tuple[str, Any]]:
+    """What is known by stage, in the order of the line."""
+    return [(stage, stages[stage]) for stage in STAGES if stage in stages]
+
+
+def require_ours(folder: Path) -> None:
+    """Raise ConfigError, before any work, where `folder` exists and is not a dataset of ours (or empty)."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_dir() and not folder.is_symlink():
+        inside = {p.name for p in folder.iterdir()}
+        if not inside or cache.unseal(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
+            return
+    raise ConfigError(f"{str(folder)!r} exists and was not written by this pipeline: nothing was touched. Set output.dir= or name=.")
+
+
+def _is_dataset(folder: Path) -> bool:
+    return folder.is_dir() and cache.unseal(folder / "manifest.json") is not None
+
+
+def features(schema: Any) -> Json:
+    """The columns of an Arrow schema as Hugging Face features, JSON form (datasets 4 and newer)."""
+    import pyarrow as pa
+
+    def feature(kind: Any) -> Json:
+        if pa.types.is_fixed_size_list(kind):
+            return {"feature": feature(kind.value_type), "length": kind.list_size, "_type": "List"}
+        if pa.types.is_list(kind):
+            return {"feature": feature(kind.value_type), "_type": "List"}
+        return {"dtype": {"float": "float32", "halffloat": "float16"}.get(str(kind), str(kind)), "_type": "Value"}
+
+    return {field.name: feature(field.type) for field in schema}
+
+
+def dataset_json(schema: Any, names: list[str], fingerprint: str, description: str) -> dict[str, bytes]:
+    """`state.json` and `dataset_info.json` as `datasets.Dataset.save_to_disk` lays them out."""
+    state = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    info = {"citation": "", "description": description, "features": features(schema), "homepage": "", "license": ""}
+    return {"state.json": _json(state), "dataset_info.json": _json(info)}
+
+
+def card(name: str, manifest: Json) -> bytes:
+    """The dataset card: YAML front matter by huggingface_hub, then what a person wants to know first."""
+    from huggingface_hub.repocard_data import DatasetCardData
+
+    rows, ids = manifest["rows"], manifest["ledger"]["encode"]["ids"]
+    bounds = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+    size = next((text for bound, text in bounds if rows < bound), "n>10M")
+    data = DatasetCardData(pretty_name=name, task_categories=["text-generation"], size_categories=[size], tags=["pretraining"])
+    ledger = "\n".join(
+        f"| {stage} | {what.replace('_', ' ')} | {count:,} |"
+        for stage, counts in in_order(manifest["ledger"])
+        for what, count in sorted(counts.items())
+    )
+    keys = "\n".join(f"| {stage} | `{key}` |" for stage, key in in_order(manifest["keys"]))
+    sources = "\n".join(f"| {os.path.basename(s['path'])!r} | {s['bytes']:,} | `{s['sha256']}` |" for s in manifest["sources"][:100])
+    more = len(manifest["sources"]) - 100
+    return (
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{rows:,} rows from {ids:,} token IDs, prepared for pretraining.\n\n"
+        f"{manifest['shift']}\n\n"
+        f"## Ledger\n\n| stage | what | count |\n|---|---|---|\n{ledger}\n\n"
+        f"## Sources\n\n| file | bytes | sha256 |\n|---|---|---|\n{sources}\n"
+        + (f"\nand {more:,} more in `manifest.json`.\n" if more > 0 else "")
+        + f"\n## Keys\n\n| stage | key |\n|---|---|\n{keys}\n"
+    ).encode()
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True) + "\n").encode()
+
+
+def publish(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json, run: str) -> bool:
+    """Put a dataset at `folder`. Returns False where the same one is there already, untouched and whole.
+
+    `links` maps names in the folder to a finished file of the cache and its receipt; `texts` are
+    small files by content; `manifest` gains "files". Raises ConfigError where something that is not ours is there.
+    """
+    import hashlib
+
+    notes = {
+        name: {"bytes": note["bytes"], "sha256": note["sha256"]} | {k: v for k, v in note.get("counts", {}).items() if k == "rows"}
+        for name, (_, note) in links.items()
+    }
+    notes |= {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in texts.items()}
+    manifest = {"schema": cache.SCHEMA, **manifest, "files": notes}
+    require_ours(folder)
+    try:
+        if cache.unseal(folder / "manifest.json") == manifest and _whole(folder, links, notes):
+            return False
+        _swap_in(folder, links, texts, manifest, run)
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+    return True
+
+
+def _whole(folder: Path, links: dict[str, tuple[Path, Json]], notes: dict[str, Json]) -> bool:
+    """Is every file of the folder what its manifest says? A link to a file of the cache that was just verified is."""
+    for name, note in notes.items():
+        path = folder / name
+        if not path.is_file():
+            return False
+        if name in links and os.path.samefile(path, links[name][0]):
+            continue
+        if cache.hash_file(path) != (note["bytes"], note["sha256"]):
+            return False
+    return True
+
+
+def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json, run: str) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    workshop = folder.parent / ".tmp"
+    cache.sweep(workshop)
+    new = workshop / run / folder.name
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    if folder.is_dir():  # the jobs of a sweep live inside and stay, at every instruction
+        for job in [p for p in folder.iterdir() if _is_dataset(p) and not p.is_symlink()]:
+            shutil.copytree(job, new / job.name, copy_function=_link)
+    for name in (*links, *texts):
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, (source, _) in links.items():
+        _link(source, new / name)
+    for name, data in {**texts, "manifest.json": cache.seal(manifest)}.items():
+        with open(new / name, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    for place in (*(p for p in new.rglob("*") if p.is_dir()), new, new.parent):
+        cache.fsync_dir(place)
+    if os.path.lexists(folder):
+        _exchange(new, folder)
+    else:
+        os.rename(new, folder)
+    cache.fsync_dir(folder.parent)
+    shutil.rmtree(workshop / run, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        workshop.rmdir()
+
+
+def _link(source: Path | str, target: Path | str) -> None:
+    """The file of the cache under a second name; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with open(source, "rb") as old, open(target, "wb") as new:
+            shutil.copyfileobj(old, new, 1 << 20)
+            new.flush()
+            os.fsync(new.fileno())
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders: in one step where the kernel can (renameat2), else in two renames."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 and renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
+        return
+    aside = new.with_name(new.name + ".old")
+    os.rename(old, aside)
+    os.rename(new, old)
+    os.rename(aside, new)
+
+
+def write_run(folder: Path, record: Json) -> None:
+    """`run.json`: what differs between two runs with equal bytes. Replaced atomically, promised to nobody."""
+    temporary = folder / f".run.json.{os.getpid()}"
+    try:
+        temporary.write_bytes(_json(record))
+        os.replace(temporary, folder / "run.json")
+    except OSError as error:
+        raise from_os_error(error, folder / "run.json") from error

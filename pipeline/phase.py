@@ -1,0 +1,198 @@
+"""A phase: some stages that follow one another, made whole shard by shard.
+
+    shard 0:  load ▶ tokenize ▶ encode       each ▶ hands a batch on in memory; each stage's file is written,
+    shard 1:  load ▶ tokenize ▶ encode       hashed and published as the batches pass
+    …
+
+A stage is a generator of Arrow batches and knows nothing of this. `fulfil` finds the last stage that is whole
+and computes only what lies behind it, in the engine's workers; a shard that was finished before a kill is
+found by its receipt and not computed again.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from pipeline import config as configs
+from pipeline import console, engine
+from pipeline.arrow import read_batches
+from pipeline.cache import Cache, Entry, Json, why
+
+log = logging.getLogger(__name__)
+
+
+class Item(Protocol):
+    """A unit of work: an input shard or a window shard."""
+
+    @property
+    def index(self) -> int:
+        """Its place among the items; the name of its files."""
+
+
+Batches = Iterator[pa.RecordBatch]
+Made = tuple[pa.Schema, Batches]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a phase: where its result goes, and how it is made from the stage before."""
+
+    entry: Entry
+    compute: Callable[[Any, Any, "Counter[str]"], Made]  # (source, item, counts); picklable
+
+
+@dataclass
+class Report:
+    """What happened to one stage, for the table at the end."""
+
+    stage: str
+    key: str
+    state: str  # cached | computed | computed k of n shards
+    rows: int
+    tokens: int
+    bytes: int
+    seconds: float  # of work, summed over workers
+    why: list[str] = field(default_factory=list)
+
+
+def file_name(index: int) -> str:
+    """The name of a shard's file in an entry."""
+    return f"{index:05d}.arrow"
+
+
+def compute(steps: tuple[Step, ...], upstream: Entry | None, item: Item) -> list[tuple[Json, float]]:
+    """Publish one item's file of each step. Returns each step's receipt, and the seconds it took: 0 if it was there."""
+    name = file_name(item.index)
+    source: Any = item if upstream is None else read_batches(upstream.path(name))
+    spent = [0.0] * len(steps)
+    running: Iterable[pa.RecordBatch] = ()
+    for index, step in enumerate(steps):
+        if step.entry.receipt(name) is None:
+            source = running = _publish(step, name, source, item, spent, index)
+        else:
+            _exhaust(running)
+            running, source = (), read_batches(step.entry.path(name))
+    _exhaust(running)
+    own = [max(spent[i] - spent[i - 1], 1e-9) if i and spent[i] else spent[i] for i in range(len(steps))]
+    return [(step.entry.receipt(name) or {}, seconds) for step, seconds in zip(steps, own, strict=True)]
+
+
+def _exhaust(batches: Iterable[pa.RecordBatch]) -> None:
+    for _ in batches:
+        pass
+
+
+def _publish(step: Step, name: str, source: Any, item: Item, spent: list[float], index: int) -> Batches:
+    """The step's batches, each written to the step's file as it passes; the file appears behind the last."""
+    counts: Counter[str] = Counter()
+    started = time.perf_counter()
+    schema, batches = step.compute(source, item, counts)
+    with step.entry.write(name, lambda: {"counts": dict(counts)}) as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batches:
+            engine.checkpoint()
+            writer.write_batch(batch)
+            counts["rows"] += len(batch)
+            spent[index] += time.perf_counter() - started
+            yield batch
+            started = time.perf_counter()
+    spent[index] += time.perf_counter() - started
+
+
+@dataclass
+class Line:
+    """One run's cache, engine and story."""
+
+    cache: Cache
+    engine: configs.Engine
+    entries: dict[str, Entry] = field(default_factory=dict)  # of this run, by key, to explain what changed upstream
+    reports: dict[str, Report] = field(default_factory=dict)
+    ledger: Json = field(default_factory=dict)  # of every stage so far: counts by stage
+
+    def entry(self, stage: str, **identity: Any) -> Entry:
+        """The entry of a stage, protected from `gc` from here on."""
+        entry = self.cache.entry(stage, identity)
+        self.entries[entry.key] = entry
+        entry.lease()
+        return entry
+
+    def whole(self, entry: Entry) -> Json | None:
+        """The manifest of an entry whose every file was hashed and found as published; None where it must be computed."""
+        return entry.verified(self.engine.workers or engine.cores())
+
+    def tell(self, entry: Entry, manifest: Json, seconds: float = 0.0, made: int = 0, total: int = 0) -> None:
+        """Note what happened to a stage, once; where an earlier result was of no use, say why."""
+        if entry.stage in self.reports:
+            return
+        self.ledger |= manifest["ledger"]
+        counts = self.ledger.get(entry.stage, {})
+        state = "cached" if not made else "computed" if made == total else f"computed {made} of {total} shards"
+        reasons = why(entry, self.entries) if made == total and made else []
+        if reasons:
+            log.info("%s: an earlier result differs in %s", entry.stage, "; ".join(reasons))
+        size = sum(note["bytes"] for note in manifest["files"].values())
+        tokens = counts.get("ids", counts.get("tokens", 0))
+        self.reports[entry.stage] = Report(entry.stage, entry.key, state, counts.get("rows", 0), tokens, size, seconds, reasons)
+
+    def cached(self, entries: list[Entry]) -> Json | None:
+        """The manifest of the last entry where it is whole, and so nothing before it is needed; else None."""
+        manifest = self.whole(entries[-1])
+        if manifest is not None:
+            for entry in entries:
+                own = manifest if entry is entries[-1] else entry.manifest()
+                self.tell(entry, own or {"ledger": manifest["ledger"], "files": {}})
+        return manifest
+
+    def fulfil(
+        self,
+        steps: list[Step],
+        items: list[Any],
+        size: int,
+        ledger: Json,
+        facts: Json | None = None,
+        extra: Callable[[Json], Json] | None = None,
+        before_publishing: Callable[[], None] | None = None,
+    ) -> Json:
+        """Make the last step's entry whole and return its manifest; steps before the last whole one are not touched.
+
+        `size` is the work in bytes, for progress; `ledger` holds the counts of the stages before, by stage, and
+        `facts` further counts of the last one; `extra`, given the receipts of the last stage by name, writes further
+        files of its entry and returns their receipts; `before_publishing` may raise, and nothing is published.
+        """
+        entries = [step.entry for step in steps]
+        with self.cache.lock(entries[-1]):
+            first, manifest = len(steps), None
+            while first and (manifest := self.cached(entries[:first])) is None:
+                first -= 1
+            if manifest is not None and first == len(steps):
+                return manifest
+            ledger = manifest["ledger"] if manifest else ledger
+            self.cache.require_writable()
+            todo = tuple(steps[first:])
+            work = partial(compute, todo, entries[first - 1] if first else None)
+            results = []
+            with console.progress(" ▶ ".join(step.entry.stage for step in todo), size) as advance:
+                for result in engine.run(self.engine, work, items):
+                    results.append(result)
+                    advance(size // len(items))
+            if before_publishing:
+                before_publishing()
+            for index, step in enumerate(todo):
+                last = index + 1 == len(todo)
+                files = {file_name(item.index): result[index][0] for item, result in zip(items, results, strict=True)}
+                counts: Counter[str] = Counter(facts if last else None)
+                for note in files.values():
+                    counts.update(note["counts"])
+                ledger = {**ledger, step.entry.stage: dict(sorted(counts.items()))}
+                if last and extra:
+                    files |= extra(files)
+                manifest = step.entry.finish(list(files), list(files.values()), ledger=ledger, rows=counts["rows"])
+                seconds = [result[index][1] for result in results]
+                self.tell(step.entry, manifest, sum(seconds), sum(s > 0 for s in seconds), len(items))
+        assert manifest is not None
+        return manifest

@@ -1,0 +1,470 @@
+"""What to read, cut into shards by bytes, from the input alone.
+
+    corpus.paths ──find──▶ files ──cut──▶ parts (ranges on record borders) ──group──▶ shards
+
+A *part* is a range of one file: bytes for text and JSONL, rows for Parquet. A *shard* is one unit of work: as
+many parts as make `corpus.shard_bytes`. The plan depends on nothing but the content and the order of the files:
+neither workers nor times nor names. Each part carries the sha256 of what it is read from, so the digest of the
+plan is the digest of the corpus.
+
+Every byte is hashed once; a note in the cache remembers the digests of each list of files, and a file is hashed
+again only when its inode, size, mtime or ctime is another. 200 MB take 0.1 s on two cores, then a millisecond.
+"""
+
+import codecs
+import contextlib
+import glob
+import hashlib
+import itertools
+import logging
+import os
+import re
+import stat as stat_module
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.cache import MANIFEST_LIMIT, SCHEMA, Cache, digest, hash_file, seal, unseal
+from pipeline.config import Corpus
+from pipeline.errors import ConfigError, InputError, IntegrityError, from_os_error
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of what a note remembers
+LINE = re.compile(rb"\n")
+BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+READ = 1 << 16  # bytes looked at in one go for a border
+SPLITS = 4  # at most so many parts from one row group: each has to decode the rows before its own
+CLOCK = 2  # seconds: a file changed again within the step of the file system's clock would keep its ctime
+
+Stat = tuple[int, int, int, int]
+NEVER: Stat = (0, 0, 0, 0)  # equal to that of no file
+Range = tuple[int, int, int, str]  # start, end, bytes, sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A range of one source file: bytes, or rows of a Parquet file."""
+
+    source: int  # index into Plan.sources
+    path: str
+    start: int
+    end: int
+    bytes: int  # of input, uncompressed: how much work it is
+    sha256: str  # of these bytes; for Parquet, of the file
+    stat: Stat  # inode, size, mtime, ctime of the file when it was hashed
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One unit of work."""
+
+    index: int
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of input, uncompressed."""
+        return sum(part.bytes for part in self.parts)
+
+    def __str__(self) -> str:
+        first = self.parts[0]
+        return f"shard {self.index} ({first.path!r} from {first.start})"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input file. `sha256` is the file's; where it was hashed in ranges, that of their digests."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every source and every shard, and the digest of it all."""
+
+    sources: tuple[Source, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of input, uncompressed."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the content: equal for equal bytes in equal order, whatever the files are called."""
+        sha = hashlib.sha256()
+        for shard in self.shards:
+            sha.update(b"shard\n")
+            for part in shard.parts:
+                sha.update(f"{part.source} {part.start} {part.end} {part.sha256}\n".encode())
+        return sha.hexdigest()
+
+
+def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
+    """Plan a corpus: find, cut, hash, group.
+
+    The digests of a file that its stat says is unchanged come from the cache where `trust_stat`. Raises
+    ConfigError where there is nothing to read, InputError where a file changes meanwhile, and IntegrityError
+    where a named asset does not have its checksum.
+    """
+    files = find(corpus)
+    settings = [VERSION, corpus.format, corpus.document, corpus.encoding, corpus.text_column, corpus.shard_bytes, corpus.sha256]
+    note = cache.root / "sources" / f"{digest([settings, [os.path.abspath(path) for path in files]])[:32]}.json"
+    try:
+        known = _recall(note, files) if trust_stat else {}
+        fresh = {path: stat for path, stat in files.items() if path not in known}
+        known |= _measure(fresh, corpus, workers)
+        unsettled = {path for path, stat in fresh.items() if time.time() - stat[3] / 1e9 < CLOCK}
+    except OSError as error:
+        raise from_os_error(error) from error
+    if len(unsettled) < len(fresh):
+        _remember(cache, note, [None if path in unsettled else (stat, known[path]) for path, stat in files.items()])
+    if empty := [path for path, stat in files.items() if not stat[1]]:
+        log.warning("%d of %d files are empty, the first is %r", len(empty), len(files), empty[0])
+    sources = tuple(Source(path, stat[1], _source_sha256(known[path], corpus)) for path, stat in files.items())
+    parts = (
+        Part(index, path, *known_range, NEVER if path in unsettled else stat)
+        for index, (path, stat) in enumerate(files.items())
+        for known_range in known[path]
+    )
+    return Plan(sources, tuple(_group(parts, corpus.shard_bytes)))
+
+
+# -- find -------------------------------------------------------------------------------------------------
+
+
+def data_dirs() -> list[Path]:
+    """Where a named asset may lie, in order: ./data, the package's own, the offline mirror."""
+    package = Path(__file__).resolve().parent
+    places = [Path("data"), package / "data", package.parent / "data"]
+    mirror = os.environ.get("PIPELINE_ASSETS")
+    return places + ([Path(mirror) / "corpora"] if mirror else [])
+
+
+def find(corpus: Corpus) -> dict[str, Stat]:
+    """The input files and their stat, in order: as listed, and by sorted path within a folder or pattern.
+
+    Hidden files and folders are not looked at; links to folders are not followed. Raises ConfigError where
+    something is missing, is not a regular file or is named twice.
+    """
+    files: dict[str, Stat] = {}
+    names: dict[tuple[int, int], list[str]] = {}  # of each inode, to see a file that is named twice
+    for path in itertools.chain.from_iterable(_expand(text, corpus) for text in corpus.paths):
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise ConfigError(f"{path!r} in corpus.paths cannot be opened: {error.strerror}.") from error
+        if not stat_module.S_ISREG(stat.st_mode):
+            raise ConfigError(f"{path!r} in corpus.paths is not a regular file.")
+        others = names.setdefault((stat.st_dev, stat.st_ino), [])
+        for other in others:
+            if os.path.realpath(other) == os.path.realpath(path):
+                raise ConfigError(f"{path!r} and {other!r} in corpus.paths are the same file; name it once.")
+        others.append(path)
+        files[path] = _stat(stat)
+    return files
+
+
+def _expand(text: str, corpus: Corpus) -> list[str]:
+    """The files that one of `corpus.paths` stands for: a file, a folder, a named asset, or a pattern."""
+    if "\0" in text:
+        raise ConfigError("corpus.paths holds a NUL character.")
+    path = os.path.expanduser(text)
+    if not os.path.lexists(path) and not os.path.isabs(path):
+        path = next((str(place / path) for place in data_dirs() if (place / path).is_file()), path)
+    if os.path.isdir(path):
+        return _walk(path)
+    if os.path.lexists(path):
+        return [path]
+    if matches := sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match)):
+        return matches
+    if corpus.url:
+        return [download(corpus)]
+    raise ConfigError(_nothing(path))
+
+
+def _walk(folder: str) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise from_os_error(error)
+
+    found: list[str] = []
+    skipped: list[str] = []
+    for top, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        skipped += [os.path.join(top, name) for name in folders if os.path.islink(os.path.join(top, name))]  # noqa: PTH118
+        for name in names:
+            if not name.startswith("."):
+                path = os.path.join(top, name)  # noqa: PTH118
+                (found if os.path.isfile(path) else skipped).append(path)
+    if skipped:
+        log.warning("skipped %d links to folders and things that are no files, the first is %r", len(skipped), min(skipped))
+    if not found:
+        raise ConfigError(f"the folder {folder!r} in corpus.paths holds no files.")
+    return sorted(found)
+
+
+def _nothing(pattern: str) -> str:
+    """Why a path or pattern matched nothing, with the nearest names."""
+    import difflib
+
+    folder = os.path.dirname(pattern) or "."
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    near: list[str] = []
+    with contextlib.suppress(OSError):
+        near = difflib.get_close_matches(os.path.basename(pattern), os.listdir(folder or "."), 3, 0.3)
+    hint = f" Nearest in {folder or '.'!r}: {', '.join(map(repr, near))}." if near else ""
+    return f"corpus.paths: pattern {pattern!r} (cwd {os.getcwd()!r}) matched no files.{hint}"
+
+
+def download(corpus: Corpus) -> str:
+    """Fetch `corpus.url` into ./data with its checksum. Raises InputError naming every place that was tried."""
+    import pooch
+
+    pooch.get_logger().setLevel("ERROR")
+    name = corpus.paths[0]
+    places = ", ".join(repr(str(place / name)) for place in data_dirs())
+    mirror = "" if "PIPELINE_ASSETS" in os.environ else " and PIPELINE_ASSETS, which is not set,"
+    try:
+        return str(pooch.retrieve(corpus.url, known_hash=f"sha256:{corpus.sha256}", fname=name, path="data"))
+    except ValueError as error:
+        raise IntegrityError(f"{corpus.url} does not have sha256 {corpus.sha256}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise InputError(
+            f"corpus {corpus.name!r} is not in {places}{mirror} and cannot be downloaded from {corpus.url} "
+            f"({type(error).__name__}). Put the file into 'data/', or set PIPELINE_ASSETS to an offline mirror."
+        ) from error
+
+
+# -- cut --------------------------------------------------------------------------------------------------
+
+
+def is_utf8(corpus: Corpus) -> bool:
+    """May the bytes of the corpus be taken as they are?"""
+    return codecs.lookup(corpus.encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _borders(path: str, size: int, corpus: Corpus) -> list[int]:
+    """Where the ranges of a file that are hashed begin, and the last one ends: 0, …, size.
+
+    They are the parts, on record borders; for Parquet they only share out the hashing.
+    """
+    if size <= corpus.shard_bytes:
+        return [0, size]
+    if corpus.format == "parquet":
+        return [*range(0, size, corpus.shard_bytes), size]
+    unit = "line" if corpus.format == "jsonl" else corpus.document
+    if unit == "file" or not is_utf8(corpus):
+        return [0, size]
+    with open(path, "rb", buffering=0) as file:
+        return [0, *_cuts(file, size, corpus.shard_bytes, LINE if unit == "line" else BLANK_LINE), size]
+
+
+def _cuts(file: Any, size: int, step: int, separator: re.Pattern[bytes]) -> Iterator[int]:
+    """Positions just behind the first separator that begins at or after each multiple of `step`."""
+    position = step
+    while position < size:
+        file.seek(position)
+        data, found = b"", None
+        while not found:
+            if not (piece := file.read(READ)):
+                return
+            data += piece
+            found = separator.search(data)
+            if not found:  # a separator begins with a newline: only what follows the last one can still be part of it
+                done = data.rfind(b"\n") if b"\n" in data else len(data)
+                position, data = position + done, data[done:]
+        cut = position + found.end()
+        if cut < size:
+            yield cut
+        position = (cut // step + 1) * step
+
+
+def open_parquet(file: Any, path: str, corpus: Corpus) -> Any:
+    """A Parquet file, read in pieces of 1 MiB, whose text column is there and holds strings.
+
+    Raises ConfigError on a missing column, InputError where the file is none or the column holds no strings.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        schema = parquet.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path!r} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+    strings = [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type) or pa.types.is_string_view(field.type)
+    ]
+    if corpus.text_column not in schema.names:
+        hint = f" Did you mean corpus.text_column={strings[0]}?" if strings else ""
+        raise ConfigError(f"{path!r}: no column {corpus.text_column!r}; found: {', '.join(schema.names)}.{hint}")
+    if corpus.text_column not in strings:
+        raise InputError(f"{path!r}: column {corpus.text_column!r} holds {schema.field(corpus.text_column).type}, not strings.")
+    return parquet
+
+
+def _row_ranges(path: str, corpus: Corpus, sha: str) -> list[Range]:
+    """Ranges of rows, each of about `corpus.shard_bytes` of text: whole row groups, or up to SPLITS of a large one."""
+    with open(path, "rb", buffering=0) as file:
+        parquet = open_parquet(file, path, corpus)
+        metadata = parquet.metadata
+        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+        column = names.index(corpus.text_column)
+        ranges: list[Range] = []
+        start = end = size = 0
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            weight = group.column(column).total_uncompressed_size
+            if size and size + weight > corpus.shard_bytes * 5 // 4:
+                ranges.append((start, end, size, sha))
+                start, size = end, 0
+            pieces = max(1, min(SPLITS, weight // corpus.shard_bytes, group.num_rows))
+            for nth in range(1, pieces):
+                cut = end + group.num_rows * nth // pieces
+                ranges.append((start, cut, weight // pieces, sha))
+                start = cut
+            size += weight - weight // pieces * (pieces - 1)
+            end += group.num_rows
+    return [*ranges, (start, end, size, sha)]
+
+
+# -- hash -------------------------------------------------------------------------------------------------
+
+
+def file_stat(handle: int | str) -> Stat:
+    """Inode, size, mtime and ctime: what must stay the same for a file to count as unchanged."""
+    return _stat(os.stat(handle))
+
+
+def _stat(stat: os.stat_result) -> Stat:
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def sha256_range(file: BinaryIO, start: int, end: int) -> str:
+    """sha256 of the bytes [start, end) of an unbuffered file."""
+    sha = hashlib.sha256()
+    piece = memoryview(bytearray(min(1 << 20, end - start)))
+    while start < end and (count := os.preadv(file.fileno(), [piece[: end - start]], start)):
+        sha.update(piece[:count])
+        start += count
+    return sha.hexdigest()
+
+
+def _combined(shas: list[str]) -> str:
+    """One digest for a file that was hashed in ranges; its own where there was one."""
+    return shas[0] if len(shas) == 1 else digest(shas)
+
+
+def _source_sha256(ranges: list[Range], corpus: Corpus) -> str:
+    return ranges[0][3] if corpus.format == "parquet" else _combined([sha for *_, sha in ranges])
+
+
+def _measure(files: dict[str, Stat], corpus: Corpus, workers: int) -> dict[str, list[Range]]:
+    """The ranges of files, hashed in threads. Raises InputError where one changes meanwhile."""
+    borders = {path: _borders(path, stat[1], corpus) for path, stat in files.items()}
+    ranges = [(path, start, end) for path, edges in borders.items() for start, end in itertools.pairwise(edges)]
+    with ThreadPoolExecutor(workers) as pool:
+        shas = list(itertools.chain.from_iterable(pool.map(_hash, _batched(ranges, corpus.shard_bytes))))
+    measured: dict[str, list[Range]] = {}
+    done = iter(shas)
+    for path, edges in borders.items():
+        own = list(itertools.islice(done, len(edges) - 1))
+        if corpus.format == "parquet":
+            measured[path] = _row_ranges(path, corpus, _combined(own))
+        else:
+            measured[path] = [(a, b, b - a, sha) for (a, b), sha in zip(itertools.pairwise(edges), own, strict=True)]
+        if file_stat(path) != files[path]:
+            raise InputError(f"{path!r} changed while it was read; run again when it is still.")
+        if corpus.sha256 and (sha := own[0] if len(own) == 1 else hash_file(Path(path))[1]) != corpus.sha256:
+            raise IntegrityError(
+                f"{path!r} has sha256 {sha}, not corpus.sha256={corpus.sha256}. Remove it to have it fetched again."
+            )
+    return measured
+
+
+def _batched(ranges: list[tuple[str, int, int]], size: int) -> Iterator[list[tuple[str, int, int]]]:
+    """Consecutive ranges, about `size` bytes at a time, so that a hundred thousand small files are few jobs."""
+    batch: list[tuple[str, int, int]] = []
+    total = 0
+    for one in ranges:
+        batch.append(one)
+        total += one[2] - one[1]
+        if total >= size:
+            yield batch
+            batch, total = [], 0
+    yield batch
+
+
+def _hash(ranges: list[tuple[str, int, int]]) -> list[str]:
+    shas = []
+    for path, start, end in ranges:
+        with open(path, "rb", buffering=0) as file:
+            shas.append(sha256_range(file, start, end))
+    return shas
+
+
+def require_planned(file: BinaryIO, part: Part, corpus: Corpus) -> None:
+    """Raise InputError where what a part is read from no longer has the sha256 that was planned.
+
+    `file` is the open file itself, not its name, under which another may lie by now. A file that only grew
+    passes: the bytes of the part are what they were.
+    """
+    edges = [part.start, part.end]
+    if corpus.format == "parquet":
+        edges = _borders(part.path, os.stat(file.fileno()).st_size, corpus)
+    if _combined([sha256_range(file, start, end) for start, end in itertools.pairwise(edges)]) != part.sha256:
+        raise InputError(f"{part.path!r} changed during the run; nothing was published from it. Run again.")
+
+
+# -- remember ---------------------------------------------------------------------------------------------
+
+
+def _remember(cache: Cache, note: Path, measured: list[tuple[Stat, list[Range]] | None]) -> None:
+    """Note the ranges of each file on a line of its own, empty where they are not to be believed yet."""
+    lines = ["" if one is None else " ".join(map(str, itertools.chain(one[0], *one[1]))) for one in measured]
+    data = seal({"schema": SCHEMA, "files": lines})
+    if len(data) <= MANIFEST_LIMIT:
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs the hashing
+            note.parent.mkdir(parents=True, exist_ok=True)
+            cache.tmp.mkdir(parents=True, exist_ok=True)
+            temporary = cache.tmp / note.name
+            temporary.write_bytes(data)
+            os.replace(temporary, note)
+
+
+def _recall(note: Path, files: dict[str, Stat]) -> dict[str, list[Range]]:
+    """The ranges of the files whose stat is as it was noted."""
+    known: dict[str, list[Range]] = {}
+    for (path, stat), line in zip(files.items(), (unseal(note) or {"files": []})["files"], strict=False):
+        fields = line.split(" ")
+        if fields[:4] == [str(number) for number in stat]:
+            groups = zip(*(fields[4 + i :: 4] for i in range(4)), strict=True)
+            known[path] = [(int(start), int(end), int(size), sha) for start, end, size, sha in groups]
+    return known
+
+
+# -- group ------------------------------------------------------------------------------------------------
+
+
+def _group(parts: Iterable[Part], size: int) -> Iterator[Shard]:
+    """Consecutive parts, as many as make `size` bytes; a quarter more rather than a small rest."""
+    waiting: list[Part] = []
+    index = total = 0
+    for part in parts:
+        if waiting and total + part.bytes > size * 5 // 4:
+            yield Shard(index, tuple(waiting))
+            waiting, total, index = [], 0, index + 1
+        waiting.append(part)
+        total += part.bytes
+    if waiting:
+        yield Shard(index, tuple(waiting))

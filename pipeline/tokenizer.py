@@ -1,0 +1,574 @@
+"""Stage `tokenize`: text becomes tokens that a person can read.
+
+    text     "I had gone"            a batch of documents, or one piece of a long one
+    tokens   [I] [Ġhad] [Ġgone]      dictionary-encoded: the dictionary is the vocabulary, the index is the ID
+
+Every tokenizer is a folder with an ordinary `tokenizer.json`, whether trained here (`training.py`) or found
+(`pretrained.py`); `backends.py` runs it. What stays in this module is what any of them needs: opening the folder,
+literal special tokens in text, and documents that arrive in pieces.
+
+**A document in pieces** gives the tokens of the whole. Of what has arrived the part before the last place where
+no token can cross is tokenized; the rest waits for the next piece:
+
+    arrives   "the quick bro" · "wn fox ju" · "mps"
+    given     [the][Ġquick]   · [Ġbrown][Ġfox] · [Ġjumps]
+
+Where a tokenizer has no such place the pieces are joined and tokenized at the end.
+"""
+
+import json
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import backends, pretrained, training
+from pipeline import config as configs
+from pipeline.arrow import flags, flat_list, narrowest, numbers
+from pipeline.errors import InputError, PipelineError, TokenizerError
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+PREFIXES = 8  # byte strings searched for before special tokens are counted one by one
+LIMIT = np.iinfo(np.int32).max  # bytes of text that one Arrow string array can hold
+SLOW = "transformers"  # the backend of a tokenizer that exists in Python alone
+
+Frame = tuple[tuple[int, ...], tuple[int, ...], bool]  # IDs before and after a document; has it token types?
+Counts = Counter[str]
+
+
+# -- making one -------------------------------------------------------------------------------------------
+
+
+def trained(t: configs.Tokenizer) -> bool:
+    """Must the corpus be seen before this tokenizer exists?"""
+    return t.kind in training.LEARNED
+
+
+def identity(t: configs.Tokenizer) -> dict[str, Any]:
+    """Everything but the corpus that can change the tokenizer's bytes. Raises TokenizerError where it is not found."""
+    return pretrained.identity(t) if t.kind == "pretrained" else training.identity(t)
+
+
+def origin(t: configs.Tokenizer) -> dict[str, Any]:
+    """What to record that changes no byte: the name of a pretrained tokenizer and its commit on the Hub."""
+    return pretrained.origin(t) if t.kind == "pretrained" else {}
+
+
+def build(
+    t: configs.Tokenizer, texts: training.Texts, progress: training.Progress = lambda what, done: None
+) -> dict[str, bytes]:
+    """The files of the tokenizer: tokenizer.json, tokenizer_config.json, vocabulary.json (token -> ID, by ID).
+
+    `texts()` streams the corpus and may be called again; `progress(what, bytes)` is told how far a pass has come.
+    A tokenizer that exists in Python alone has files of its own instead of tokenizer.json; its rate is measured on
+    the corpus and said once.
+    """
+    if t.kind == "pretrained":
+        files = pretrained.load(t)
+    else:
+        special, roles = training.special_tokens(t)
+        made = training.train(t, texts, progress)
+        files = pretrained.fast_files(configs.Tokenizer(), made.encode(), _made_config(t, special, roles), {}, t.kind)
+    if "tokenizer.json" in files:
+        from tokenizers import Tokenizer as Reference
+
+        vocab = Reference.from_buffer(files["tokenizer.json"]).get_vocab(with_added_tokens=True)
+    else:
+        vocab = _measured(files, texts, str(t.name))
+    ordered = dict(sorted(vocab.items(), key=lambda item: (item[1], item[0])))
+    return files | {"vocabulary.json": (json.dumps(ordered, ensure_ascii=False, indent=0) + "\n").encode()}
+
+
+def _made_config(t: configs.Tokenizer, special: list[str], roles: dict[str, str]) -> dict[str, Any]:
+    config: dict[str, Any] = {f"{role}_token": token for role, token in roles.items()}
+    config["clean_up_tokenization_spaces"] = False
+    if t.kind == "wordpiece":
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    if others := [token for token in special if token not in roles.values()]:
+        config["extra_special_tokens"] = others
+    return config
+
+
+def _measured(files: dict[str, bytes], texts: training.Texts, name: str) -> dict[str, int]:
+    """The vocabulary of a Python tokenizer; warns how slow it is on this corpus."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for file, data in files.items():
+            (Path(scratch) / file).write_bytes(data)
+        core = SlowCore(Path(scratch), special_in_text=False)
+        sample = next((text[:1].cast(pa.binary()) for text in texts() if len(text)), None)
+        document = sample[0].as_buffer().to_pybytes()[: 1 << 16].decode(errors="ignore") if sample is not None else ""
+        started = time.perf_counter()
+        core.encode(_string(document.encode()))
+        rate = len(document) / 1e6 / max(time.perf_counter() - started, 1e-9)
+        log.warning(
+            "tokenizer %r has no fast form: transformers runs it in Python, at %.2g MB/s here; engine=processes helps",
+            name, rate,
+        )  # fmt: skip
+        return dict(core.tokenizer.get_vocab())
+
+
+# -- opening one ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer ready to run. IDs are 0 to `size` - 1; `vocab[i]` is token i, "" where there is none."""
+
+    folder: Path
+    vocab: pa.StringArray
+    core: backends.Core
+    cut: Callable[[memoryview], int] | None  # see backends.safe_cut
+    frame: Frame
+    special: tuple[str, ...]  # tokens that are no text
+    special_in_text: str
+    eos_id: int | None = None
+    bos_id: int | None = None
+    pad_id: int | None = None
+    unk_id: int | None = None  # what the model itself gives for what it does not know
+    cls_id: int | None = None
+    sep_id: int | None = None
+    widths: np.ndarray | None = None  # bytes of text in each token, where characters that it does not know vanish
+    leaking: frozenset[str] = frozenset()  # special tokens that come out of text even where text is to be text
+
+    @property
+    def size(self) -> int:
+        """Largest ID plus one."""
+        return len(self.vocab)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The narrowest unsigned dtype that holds every ID."""
+        return narrowest(self.size)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """IDs as text, special tokens included."""
+        if isinstance(self.core, SlowCore):
+            return str(self.core.tokenizer.decode(list(ids)))
+        return str(_reference(self.folder).decode(list(ids), skip_special_tokens=False))
+
+
+def backend(folder: Path, requested: str) -> str:
+    """The backend that `tokenizer.backend=requested` means for this tokenizer. Raises ConfigError where it cannot be."""
+    path = folder / "tokenizer.json"
+    return backends.choose(path.read_bytes(), requested) if path.exists() else SLOW
+
+
+@lru_cache(maxsize=8)
+def open_tokenizer(folder: Path, backend: str, special_in_text: str) -> Tokenizer:
+    """The tokenizer in the folder of an entry, run by `backend`. The same object when called again.
+
+    `special_in_text` as in `vocabulary`: "token" lets a literal special token become the token.
+    """
+    names = _json(folder / "vocabulary.json")
+    config = _json(folder / "tokenizer_config.json")
+    roles = {role: names.get(token) for role, token in pretrained.declared(config, {}).items()}
+    ids: dict[str, Any] = {f"{role}_id": roles.get(role) for role in ("eos", "bos", "pad", "cls", "sep")}
+    as_token = special_in_text == "token"
+    path = folder / "tokenizer.json"
+    if backend == SLOW or not path.exists():
+        slow = SlowCore(folder, as_token)
+        special = tuple(sorted(slow.tokenizer.all_special_tokens))
+        unk = slow.tokenizer.unk_token_id
+        return Tokenizer(folder, _vocab(names), slow, None, slow.frame(config), special, special_in_text, unk_id=unk, **ids)
+    data = path.read_bytes()
+    tree = json.loads(data)
+    special = tuple(token["content"] for token in tree["added_tokens"] if token["special"] and token["content"])
+    core = backends.open_core(backend, data, as_token)
+    unknown = _unknown(tree["model"], names)
+    return Tokenizer(
+        folder,
+        _vocab(names),
+        core,
+        backends.safe_cut(data),
+        template(tree, config),
+        special,
+        special_in_text,
+        unk_id=unknown,
+        widths=_widths(tree, names),
+        leaking=frozenset() if as_token else _leaks(core, special, names, unknown),
+        **ids,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    tree = json.loads(path.read_bytes())
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _vocab(names: dict[str, int]) -> pa.StringArray:
+    tokens = [b""] * (max(names.values(), default=-1) + 1)
+    for name, i in names.items():
+        tokens[i] = name.encode(errors="replace")
+    return _strings(tokens)
+
+
+def _unknown(model: dict[str, Any], names: dict[str, int]) -> int | None:
+    """The ID that the model gives for what it does not know, where it has one."""
+    if model.get("type") == "Unigram" or isinstance(model.get("vocab"), list):
+        return model.get("unk_id")
+    return names.get(model.get("unk_token") or "")
+
+
+def template(tree: dict[str, Any], config: dict[str, Any]) -> Frame:
+    """What the tokenizer puts around a single document: IDs before, IDs after, and whether it has token types.
+
+    Read from the post-processor of tokenizer.json, https://huggingface.co/docs/tokenizers/api/post-processors.
+    Token types are those of `model_input_names` where it is set; else of a processor that numbers two segments.
+    """
+    post = tree.get("post_processor") or {}
+    steps = post["processors"] if post.get("type") == "Sequence" else [post]
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    types = False
+    for step in steps:
+        kind = step.get("type")
+        if kind in ("BertProcessing", "RobertaProcessing"):
+            before, after = (step["cls"][1], *before), (*after, step["sep"][1])
+            types = types or kind == "BertProcessing"
+        elif kind == "TemplateProcessing":
+            seen = False
+            lead: list[int] = []
+            tail: list[int] = []
+            for item in step["single"]:
+                if "Sequence" in item:
+                    seen = True
+                else:
+                    (tail if seen else lead).extend(step["special_tokens"][item["SpecialToken"]["id"]]["ids"])
+            before, after = (*lead, *before), (*after, *tail)
+            second = any(item.get("SpecialToken", {}).get("type_id") == 1 for item in step["pair"])
+            types = types or (second and bool(tail))
+    if "model_input_names" in config:
+        types = "token_type_ids" in config["model_input_names"]
+    return before, after, types
+
+
+def _widths(tree: dict[str, Any], names: dict[str, int]) -> np.ndarray | None:
+    """Bytes of text that each token holds, for a BPE with neither an unknown token nor a token for every byte.
+
+    White space counts as nothing, since a pre-tokenizer may drop it; but where letters stand for bytes it counts.
+    None for the tokenizers that lose nothing.
+    """
+    model = tree["model"]
+    if model.get("type", "BPE" if "merges" in model else "") != "BPE" or model.get("unk_token"):
+        return None
+    vocab, letters = model["vocab"], training.byte_letters()
+    if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocab for byte in range(256)):
+        return None
+    bytewise = _bytewise(tree)
+    if bytewise and all(letter in vocab for letter in letters):
+        return None
+    widths = np.zeros(max(names.values(), default=-1) + 1, np.int64)
+    for name, i in names.items():
+        name = name.removeprefix(model.get("continuing_subword_prefix") or "").removesuffix(
+            model.get("end_of_word_suffix") or ""
+        )
+        widths[i] = len(name) if bytewise else len("".join(name.replace("\u2581", " ").split()).encode())
+    return widths
+
+
+def _bytewise(tree: dict[str, Any]) -> bool:
+    return '"ByteLevel"' in json.dumps([tree["pre_tokenizer"], tree["normalizer"]])
+
+
+def _leaks(core: backends.Core, special: tuple[str, ...], names: dict[str, int], unknown: int | None) -> frozenset[str]:
+    """Special tokens whose literal the model itself finds in text, though it was told that text is text."""
+    try:
+        ids, offsets = core.encode(_strings([token.encode() for token in special]))
+    except Exception:  # a model that knows neither these characters nor an unknown token
+        return frozenset()
+    alone = {token: int(ids[at]) for token, at, size in zip(special, offsets, np.diff(offsets), strict=False) if size == 1}
+    return frozenset(token for token, found in alone.items() if found == names.get(token) != unknown)
+
+
+@lru_cache(maxsize=8)
+def _reference(folder: Path) -> Any:
+    """The tokenizer in Hugging Face's own implementation."""
+    from tokenizers import Tokenizer as Reference
+
+    return Reference.from_file(str(folder / "tokenizer.json"))
+
+
+class SlowCore:
+    """A tokenizer that exists in Python alone, run by transformers: exact, and slow."""
+
+    name = SLOW
+
+    def __init__(self, folder: Path, special_in_text: bool) -> None:
+        from importlib.metadata import version
+
+        self.version = version(SLOW)
+        self.tokenizer = pretrained.open_slow(folder)
+        self.tokenizer.model_max_length = 1 << 60
+        special = [token for token in self.tokenizer.all_special_tokens if len(token) > 1 and not special_in_text]
+        self.inside = re.compile("|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in special) or "(?!)")
+
+    def encode(self, text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+        """Flat IDs (uint32) and offsets (int64, len(text) + 1). A special token that is to be text is cut in two."""
+        rows = [
+            [i for part in self.inside.split(document) for i in self.tokenizer.encode(part, add_special_tokens=False)]
+            for document in text.to_pylist()
+        ]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        return np.array([i for row in rows for i in row], np.uint32), offsets
+
+    def frame(self, config: dict[str, Any]) -> Frame:
+        """What it puts around a document, seen from outside."""
+        ids = self.tokenizer.encode("a", add_special_tokens=False)
+        whole = self.tokenizer.encode("a")
+        at = next((i for i in range(len(whole)) if whole[i : i + len(ids)] == ids), 0)
+        return tuple(whole[:at]), tuple(whole[at + len(ids) :]), "token_type_ids" in self.tokenizer.model_input_names
+
+
+# -- running one ------------------------------------------------------------------------------------------
+
+
+def schema(tokenizer: Tokenizer) -> pa.Schema:
+    """Of the batches that `tokenize` gives."""
+    kind = pa.dictionary(pa.from_numpy_dtype(tokenizer.dtype), pa.string())
+    columns = [
+        ("tokens", pa.list_(kind)),
+        ("source", pa.int32()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+        ("ends", pa.bool_()),
+    ]
+    return pa.schema(columns)
+
+
+def tokenize(
+    batches: Iterable[pa.RecordBatch],
+    tokenizer: Tokenizer,
+    counts: Counts,
+    batch_size: int | None = None,
+    sources: Sequence[str] = (),
+) -> Iterator[pa.RecordBatch]:
+    """Batches with `text` become batches with `tokens`; rows stay rows, see `schema`.
+
+    A row that is a piece of a document may give its last tokens with a later piece. `batch_size` bounds the
+    documents in one call of the backend and changes nothing else; `sources` are names for error messages.
+    `counts` gains `tokens`, `text_bytes`, `special_literals` (special tokens spelt out in text) and, where a
+    tokenizer drops what it does not know, `unknown_bytes`. Raises InputError on a literal special token where
+    `special_in_text` is "error", or where this tokenizer cannot take it as text; TokenizerError where the
+    tokenizer fails.
+    """
+    literals = _Literals(tokenizer, sources)
+    document = _Pieces(tokenizer)
+    for batch in batches:
+        ends = flags(batch["ends"])
+        whole = document.empty and bool(ends.all())
+        for part in [batch] if whole else [batch.slice(row, 1) for row in range(len(batch))]:
+            text = part["text"]
+            counts["text_bytes"] += _size(text)
+            if found := literals.count(part, whole):
+                counts["special_literals"] += found
+            if not whole:
+                text = document.take(text, bool(part["ends"][0].as_py()))
+            ids, offsets = _encode(tokenizer, text, batch_size)
+            counts["tokens"] += len(ids)
+            if tokenizer.widths is not None:
+                counts["unknown_bytes"] += _spelled(tokenizer, text) - int(tokenizer.widths[ids].sum())
+            tokens = pa.DictionaryArray.from_arrays(numbers(_narrow(ids, tokenizer)), tokenizer.vocab, safe=False)
+            columns = [flat_list(tokens, offsets), *(part[name] for name in ("source", "start", "end", "ends"))]
+            yield pa.record_batch(columns, schema=schema(tokenizer))
+
+
+class _Pieces:
+    """The text of a document that has arrived and is not tokenized yet."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.cut, self.name = tokenizer.cut, tokenizer.folder.name
+        self.waiting: list[pa.Buffer] = []
+        self.size = 0
+        self.retry = 0  # bytes that must wait before a cut is looked for again
+        self.empty = True  # at the border of a document?
+
+    def take(self, text: pa.StringArray, ends: bool) -> pa.StringArray:
+        """One more piece comes; the text that can be tokenized now goes, as a single row."""
+        piece = text[0].as_buffer()
+        if self.empty and not ends and self.cut is None:
+            _say_once(self.name)
+        self.empty = ends
+        self.waiting.append(piece)
+        self.size += piece.size
+        if self.size > LIMIT:
+            raise InputError(
+                f"a document of more than {LIMIT:,} bytes has no place where this tokenizer lets it be cut: "
+                "split it, as with corpus.document=line or paragraph, or choose another tokenizer."
+            )
+        if not ends and (self.cut is None or self.size < self.retry):
+            return _string(b"")
+        data = self.waiting[0] if len(self.waiting) == 1 else pa.py_buffer(b"".join(self.waiting))
+        at = data.size if ends or self.cut is None else self.cut(memoryview(data))
+        # Where there is no place yet, waiting until the text has doubled keeps the work linear.
+        self.retry = 0 if at else 2 * data.size
+        self.waiting = [data.slice(at)] if at < data.size else []
+        self.size = data.size - at
+        return _string(data.slice(0, at))
+
+
+@lru_cache
+def _say_once(name: str) -> None:
+    log.info("tokenize: this tokenizer has no place where a long document may be cut: it is tokenized as a whole")
+
+
+def _encode(tokenizer: Tokenizer, text: pa.StringArray, batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """IDs and offsets of a batch; the backend is called on `batch_size` documents at a time."""
+    if not _size(text):
+        return np.zeros(0, np.uint32), np.zeros(len(text) + 1, np.int64)
+    try:
+        if batch_size is None or batch_size >= len(text):
+            return tokenizer.core.encode(text)
+        parts = [tokenizer.core.encode(text.slice(row, batch_size)) for row in range(0, len(text), batch_size)]
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise TokenizerError(
+            f"the tokenizer failed ({tokenizer.core.name}): {' '.join(str(error).split())}. Does it have an unknown token? "
+            "See tokenizer.unk_token=."
+        ) from error
+    lengths = np.concatenate([np.diff(offsets) for _, offsets in parts])
+    return np.concatenate([ids for ids, _ in parts]), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+
+def _narrow(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """IDs in the narrowest dtype, each checked to be one of the vocabulary."""
+    if len(ids) and int(ids.max()) >= tokenizer.size:
+        raise TokenizerError(f"the tokenizer gave ID {ids.max()}, its vocabulary ends at {tokenizer.size - 1}: it is damaged.")
+    return ids.astype(tokenizer.dtype, copy=False)
+
+
+def _size(text: pa.StringArray) -> int:
+    """Bytes of text."""
+    return int(pc.sum(pc.binary_length(text)).as_py() or 0) if len(text) else 0
+
+
+def _strings(rows: list[bytes]) -> pa.StringArray:
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return pa.StringArray.from_buffers(len(rows), pa.py_buffer(offsets), pa.py_buffer(b"".join(rows)))
+
+
+def _string(data: Any) -> pa.StringArray:
+    """One row over a buffer of UTF-8."""
+    buffer = pa.py_buffer(data)
+    return pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, buffer.size], np.int32)), buffer)
+
+
+class _Literals:
+    """Counts special tokens that are spelt out in text, also across the pieces of a document."""
+
+    def __init__(self, tokenizer: Tokenizer, sources: Sequence[str]) -> None:
+        special = sorted(tokenizer.special, key=lambda token: (-len(token), token))
+        encoded = [token.encode() for token in special]
+        self.tokenizer, self.sources = tokenizer, sources
+        self.pattern = "|".join(_re2_literal(token) for token in special)
+        self.bytes_pattern = re.compile(b"|".join(map(re.escape, encoded)))
+        self.longest = max(map(len, encoded), default=0)
+        # A batch is first searched for a few common beginnings, which costs next to nothing.
+        self.heads: set[bytes] = set()
+        for length in range(self.longest, 0, -1):
+            self.heads = {token[:length] for token in encoded}
+            if len(self.heads) <= PREFIXES:
+                break
+        self.tail = b""  # end of the piece before, from behind its last match
+
+    def count(self, batch: pa.RecordBatch, whole: bool) -> int:
+        """Literal special tokens of a batch of documents, or of one piece of a document."""
+        if not self.longest:
+            return 0
+        text = batch["text"]
+        if not whole:
+            return self._piece(batch, text[0].as_buffer().to_pybytes())
+        offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1]
+        data = text.buffers()[2].slice(offsets[0], offsets[-1] - offsets[0]).to_pybytes() if offsets[-1] else b""
+        if not any(head in data for head in self.heads):
+            return 0
+        found = pc.count_substring_regex(text, self.pattern)
+        total = int(pc.sum(found).as_py() or 0)
+        if total and (self.tokenizer.special_in_text == "error" or self.tokenizer.leaking):
+            for row in range(int(pc.index(pc.greater(found, 0), True).as_py()), len(text)):
+                for match in self.bytes_pattern.finditer(text[row].as_buffer().to_pybytes()):
+                    self._judge(match[0], batch, row)
+        return total
+
+    def _piece(self, batch: pa.RecordBatch, piece: bytes) -> int:
+        data, total, last = self.tail + piece, 0, 0
+        if any(head in data for head in self.heads):
+            for match in self.bytes_pattern.finditer(data):
+                total += 1
+                last = match.end()
+                self._judge(match[0], batch, 0)
+        ends = bool(batch["ends"][0].as_py())
+        self.tail = b"" if ends else data[max(last, len(data) - self.longest + 1) :]
+        return total
+
+    def _judge(self, literal: bytes, batch: pa.RecordBatch, row: int) -> None:
+        """Raise InputError where the literal may not be in the text."""
+        token = literal.decode()
+        refused = self.tokenizer.special_in_text == "error"
+        if not refused and token not in self.tokenizer.leaking:
+            return
+        source = batch["source"][row].as_py()
+        name = repr(self.sources[source]) if source < len(self.sources) else f"source {source}"
+        where = f"{name}, {batch['start'][row].as_py()} to {batch['end'][row].as_py()}"
+        if refused:
+            raise InputError(
+                f"{where}: the text spells the special token {token!r}. Set vocabulary.special_in_text=text to take it as "
+                "text, or token to let it be one."
+            )
+        raise InputError(
+            f"{where}: the text spells the special token {token!r}, which this tokenizer cannot take as text: its model has it "
+            "in its own vocabulary. Set vocabulary.special_in_text=token to let it be one, or change the text."
+        )
+
+
+def _re2_literal(token: str) -> str:
+    """A literal in the syntax of RE2, which Arrow uses; re.escape also escapes what RE2 would refuse."""
+    return re.sub(r"([\\.^$|?*+()\[\]{}])", r"\\\1", token)
+
+
+def _spelled(tokenizer: Tokenizer, text: pa.StringArray) -> int:
+    """Bytes of the normalized text as `_widths` counts them."""
+    tree = json.loads((tokenizer.folder / "tokenizer.json").read_bytes())
+    normalizer = _reference(tokenizer.folder).normalizer
+    documents = text.to_pylist()
+    if normalizer is not None and '"ByteLevel"' not in json.dumps(tree["normalizer"]):
+        documents = [normalizer.normalize_str(document) for document in documents]
+    return sum(len((document if _bytewise(tree) else "".join(document.split())).encode()) for document in documents)
+
+
+# -- proving one ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What comparing a backend with Hugging Face's implementation on some text showed."""
+
+    documents: int
+    bytes: int
+    differing: int  # documents whose IDs are not the same
+    seconds: float
+
+
+def prove(folder: Path, backend: str, special_in_text: str, sample: pa.StringArray) -> Proof:
+    """Compare `backend` with the reference on `sample`; the caller decides what follows from it."""
+    started = time.perf_counter()
+    data = (folder / "tokenizer.json").read_bytes()
+    core, reference = (backends.open_core(name, data, special_in_text == "token") for name in (backend, "hf"))
+    differing = backends.differences(core, reference, sample) if len(sample) else 0
+    return Proof(len(sample), _size(sample), differing, time.perf_counter() - started)

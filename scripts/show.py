@@ -1,0 +1,6 @@
+"""A row of a finished dataset, as a person reads it: `python -m scripts.show outputs/verdict --row 3`."""
+
+from pipeline.tools import main
+
+if __name__ == "__main__":
+    main("show")

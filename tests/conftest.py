@@ -1,0 +1,38 @@
+"""What several test files share: the offline mirror, a small corpus, and the pipeline called as a function."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from pipeline import config as configs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The offline mirror; a test that needs it is skipped where there is none."""
+    folder = os.environ.get("PIPELINE_ASSETS")
+    if not folder or not (Path(folder) / "corpora" / "the-verdict.txt").is_file():
+        pytest.skip("needs the offline mirror: set PIPELINE_ASSETS")
+    return Path(folder)
+
+
+def composed(*overrides: str) -> configs.Config:
+    """The configuration that these command-line overrides make."""
+    ConfigStore.instance().store(name="schema", node=configs.Config)
+    with initialize_config_dir(version_base="1.3", config_dir=str(configs.conf_dir())):
+        config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
+    assert isinstance(config, configs.Config)
+    return config
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,963 @@
+import contextlib
+import errno
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline import cache as caches
+from pipeline.cache import Cache, Entry, digest, hash_file, require_space, seal, unseal, why
+from pipeline.errors import IntegrityError, Interrupted, PipelineError, ResourceError, from_os_error
+
+SHARDS = {f"{index:05d}.arrow": bytes([index]) * (1000 + index) for index in range(2)}
+IDENTITY = {"version": 1, "settings": {"stride": 64}}
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """Every test sees the cache as a new process would."""
+    caches._verified.clear()
+    yield
+    caches._verified.clear()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache.open(tmp_path / "cache")
+
+
+def make(entry: Entry, computed: list[str] | None = None) -> dict[str, Any]:
+    """Do what a run does: reuse what is whole, resume behind finished shards, compute the rest."""
+    entry.lease()
+    manifest = entry.verified()
+    if manifest is None:
+        for name, data in SHARDS.items():
+            if entry.receipt(name) is None:
+                with entry.write(name, lambda: {"counts": {"rows": 1}}) as file:
+                    file.write(data)
+                if computed is not None:
+                    computed.append(name)
+        manifest = entry.finish(list(SHARDS), [entry.receipt(name) or {} for name in SHARDS], ledger={"in": 3})
+    return manifest
+
+
+def damaged(path: Path, data: bytes) -> None:
+    path.unlink()
+    path.write_bytes(data)
+
+
+def require_whole(entry: Entry) -> None:
+    """The entry is published with the right bytes and nothing lies about."""
+    assert entry.manifest() is not None
+    assert {p.name: p.read_bytes() for p in entry.folder.glob("0*")} == SHARDS
+    assert sorted(p.name for p in entry.folder.iterdir()) == [*SHARDS, "manifest.json"]
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run `work` in a fork; its exit code, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except PipelineError as error:
+            code = error.exit_code
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+# -- keys and seals ---------------------------------------------------------------------------------------
+
+
+def test_a_key_depends_on_every_value_and_on_no_order(cache: Cache) -> None:
+    one = cache.entry("ids", {"a": 1, "b": {"c": 2}})
+    assert cache.entry("ids", {"b": {"c": 2}, "a": 1}).key == one.key
+    assert one.key == digest({"stage": "ids", "a": 1, "b": {"c": 2}})[:32]
+    keys = {cache.entry(stage, i).key for stage in ("ids", "load") for i in ({"a": 1}, {"a": 2}, {"a": "1"}, {"a": None})}
+    assert len(keys) == 8
+
+
+def test_the_canonical_form_is_not_to_change_under_published_keys() -> None:
+    assert digest({"b": [1, "é", None, 1.5], "a": {}}) == "6a8b1ee935918f65b7d74ded10b142317293cecfbe608313a28ec0fc2994f73d"
+
+
+def test_a_flip_of_any_bit_makes_a_sealed_file_unreadable(tmp_path: Path) -> None:
+    path, data = tmp_path / "manifest.json", seal({"key": "k", "files": {"0.arrow": {"bytes": 1}}, "text": "é"})
+    path.write_bytes(data)
+    assert unseal(path) == {"schema": 1, "key": "k", "files": {"0.arrow": {"bytes": 1}}, "text": "é"}
+    undetected = []
+    for place in range(len(data)):
+        for bit in range(8):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+            if unseal(path) is not None:
+                undetected.append((place, bit))
+    assert undetected == []
+
+
+def test_a_sealed_file_of_any_other_length_is_absent(tmp_path: Path) -> None:
+    path, data = tmp_path / "manifest.json", seal({"key": "k"})
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        assert unseal(path) is None
+    for more in (b"\n", b" ", b"\0", data):
+        path.write_bytes(data + more)
+        assert unseal(path) is None
+    assert unseal(tmp_path / "nowhere" / "manifest.json") is None
+
+
+@pytest.mark.parametrize("data", [b"", b"null", b"[]", b'{"sealed": 1}', b"[" * 100_000, b'{"a": NaN}', b"\xff", b"1" * 5000])
+def test_what_is_no_sealed_file_is_absent(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "m").write_bytes(data)
+    assert unseal(tmp_path / "m") is None
+
+
+def test_a_sealed_file_of_a_gigabyte_is_not_parsed(tmp_path: Path) -> None:
+    (tmp_path / "m").touch()
+    os.truncate(tmp_path / "m", 1 << 30)
+    assert unseal(tmp_path / "m") is None
+
+
+def test_a_folder_or_a_pipe_in_place_of_a_sealed_file_is_absent_and_never_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    assert unseal(tmp_path / "folder") is None
+    assert unseal(tmp_path / "pipe") is None
+
+
+def test_a_manifest_of_a_newer_version_is_an_integrity_error(cache: Cache) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    damaged(entry.folder / "manifest.json", seal({**(entry.manifest() or {}), "schema": 2}))
+    with pytest.raises(IntegrityError, match=r"newer version: upgrade, or use another cache\.dir=") as caught:
+        entry.verified()
+    assert caught.value.exit_code == 4
+
+
+# -- writing ----------------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_written_once_and_then_found(cache: Cache) -> None:
+    entry, computed = cache.entry("ids", IDENTITY), []
+    manifest = make(entry, computed)
+    assert computed == list(SHARDS)
+    assert manifest == entry.verified() == make(cache.entry("ids", IDENTITY), computed)
+    assert computed == list(SHARDS)
+    assert manifest["identity"] == {"stage": "ids", **IDENTITY}
+    for name in SHARDS:
+        size, sha = hash_file(entry.path(name))
+        assert manifest["files"][name] == {"bytes": size, "sha256": sha, "counts": {"rows": 1}}
+    require_whole(entry)
+    cache.close()
+    assert list((cache.root / "tmp").iterdir()) == []
+
+
+def test_a_started_stage_goes_on_behind_its_finished_shards(cache: Cache) -> None:
+    entry, computed = cache.entry("ids", IDENTITY), []
+    with entry.write("00001.arrow") as file:
+        file.write(SHARDS["00001.arrow"])
+    make(entry, computed)
+    assert computed == ["00000.arrow"]
+    require_whole(entry)
+
+
+def test_published_files_are_read_only_within_the_umask(cache: Cache) -> None:
+    before = os.umask(0o077)
+    try:
+        make(cache.entry("ids", IDENTITY))
+    finally:
+        os.umask(before)
+    modes = {p.stat().st_mode & 0o777 for p in cache.root.glob("ids/*/*")}
+    assert modes == {0o400}
+
+
+def test_record_batches_pass_through_unchanged(cache: Cache) -> None:
+    batch = pa.record_batch({"text": ["a" * 5000, "", "é"], "n": [1, 2, 3]})
+    entry = cache.entry("ids", IDENTITY)
+    with entry.write("00000.arrow") as file, pa.ipc.new_stream(file, batch.schema) as writer:
+        writer.write_batch(batch)
+        writer.write_batch(batch.slice(0, 0))
+    expected = pa.BufferOutputStream()
+    with pa.ipc.new_stream(expected, batch.schema) as writer:
+        writer.write_batch(batch)
+        writer.write_batch(batch.slice(0, 0))
+    assert entry.path("00000.arrow").read_bytes() == expected.getvalue().to_pybytes()
+    assert entry.receipt("00000.arrow") is not None
+
+
+@pytest.mark.parametrize("end", ["error", "abandoned"])
+def test_an_unfinished_file_leaves_nothing_behind(cache: Cache, end: str) -> None:
+    batch = pa.record_batch({"n": [1, 2, 3]})
+    entry = cache.entry("ids", IDENTITY)
+
+    def stage() -> Iterator[pa.RecordBatch]:
+        with entry.write("00000.arrow") as file, pa.ipc.new_stream(file, batch.schema) as writer:
+            for _ in range(3):
+                writer.write_batch(batch)
+                yield batch
+
+    running = stage()
+    next(running)
+    assert len(list(cache.tmp.iterdir())) == 1
+    if end == "error":
+        with pytest.raises(KeyError):
+            running.throw(KeyError("x"))  # type: ignore[attr-defined]
+    else:
+        running.close()  # type: ignore[attr-defined]
+    assert list(cache.tmp.iterdir()) == []
+    assert list(cache.entries()) == []
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "", ".", "..", ".lock", "a/b", "a\nb", "a\0b", "manifest.json"])
+def test_a_name_that_is_not_a_data_file_is_refused(cache: Cache, name: str) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    with pytest.raises(IntegrityError, match="not the name of a data file"), entry.write(name):
+        pass
+
+
+def test_a_file_may_be_named_as_the_receipt_of_another_would_be(cache: Cache) -> None:
+    entry = cache.entry("tokenizer", IDENTITY)
+    names = ["tokenizer", "tokenizer.json", "tokenizer.receipt"]
+    for name in names:
+        with entry.write(name) as file:
+            file.write(name.encode())
+    entry.finish(names, [entry.receipt(name) or {} for name in names])
+    caches._verified.clear()
+    assert entry.verified()
+    assert [entry.path(name).read_text() for name in names] == names
+
+
+def test_threads_may_write_to_one_entry_at_once_even_the_same_file(cache: Cache) -> None:
+    entry, errors = cache.entry("ids", IDENTITY), []
+
+    def work() -> None:
+        try:
+            make(entry)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    caches._verified.clear()
+    assert entry.verified()
+    assert {p.name for p in cache.tmp.iterdir()} == {"lease"}
+
+
+# -- faults while writing ---------------------------------------------------------------------------------
+
+CALLS = ("open", "write", "fsync", "close", "replace", "rename", "unlink", "mkdir", "utime")
+
+
+class Point:
+    """Wraps the system calls that publish, and does something before the n-th; counts them else."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path, at: int, act: Callable[[], None]) -> None:
+        self.seen = 0
+        self.open: set[int] = set()
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name), str(root), at, act))
+
+    def wrap(self, name: str, call: Any, root: str, at: int, act: Callable[[], None]) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            ours = args[0] in self.open if isinstance(args[0], int) else os.fspath(args[0]).startswith(root)
+            self.seen += ours
+            if ours and self.seen == at:
+                act()
+            if name == "close":
+                self.open.discard(args[0])
+            result = call(*args, **options)
+            if name == "open" and ours:
+                self.open.add(result)
+            return result
+
+        return wrapped
+
+
+def points(tmp_path: Path) -> int:
+    """How many publishing system calls a run makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        counter = Point(patch, tmp_path / "count", 0, lambda: None)
+        run(tmp_path / "count")
+    assert counter.seen > 40
+    return counter.seen
+
+
+def run(root: Path) -> None:
+    cache = Cache.open(root)
+    try:
+        make(cache.entry("ids", IDENTITY))
+    finally:
+        cache.close()
+
+
+def test_a_run_killed_at_any_system_call_is_finished_by_the_next(tmp_path: Path) -> None:
+    total = points(tmp_path)
+    for at in range(1, total + 1):
+        root = tmp_path / f"killed-{at}"
+
+        def killed(root: Path = root, at: int = at) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                Point(patch, root, at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+                run(root)
+
+        assert in_child(killed) == -signal.SIGKILL, at
+        finished = {p.name[1:-8] for p in root.glob("ids/*/.*.receipt")}
+        cache, computed = Cache.open(root), []
+        whole = cache.entry("ids", IDENTITY).manifest() is not None
+        make(cache.entry("ids", IDENTITY), computed)
+        assert not finished & set(computed), at
+        assert not (whole and computed), at
+        cache.close()
+        caches._verified.clear()
+        require_whole_but_for_receipts(cache.entry("ids", IDENTITY))
+        assert list((root / "tmp").iterdir()) == [], at
+
+
+def require_whole_but_for_receipts(entry: Entry) -> None:
+    """As `require_whole`; a kill behind the manifest may leave receipts, which nothing reads any more."""
+    for receipt in entry.folder.glob(".*.receipt"):
+        receipt.unlink()
+    assert entry.verified() is not None
+    require_whole(entry)
+
+
+def test_whatever_a_power_cut_keeps_a_manifest_stands_for_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of a disk: contents are kept if fsynced; of the names changed since the folder's fsync, any may be lost."""
+    entry = Cache.open(tmp_path / "cache").entry("ids", IDENTITY)
+    synced: set[int] = set()  # inodes
+    events: list[tuple[str, bytes | None] | None] = []  # a name and its new content, or None: the folder was fsynced
+    real = {name: getattr(os, name) for name in ("fsync", "replace", "unlink")}
+
+    def fsync(handle: int) -> None:
+        real["fsync"](handle)
+        synced.add(os.fstat(handle).st_ino)
+        if os.readlink(f"/proc/self/fd/{handle}") == str(entry.folder):
+            events.append(None)
+
+    def replace(old: Path, new: Path) -> None:
+        if Path(new).parent == entry.folder:
+            events.append((Path(new).name, Path(old).read_bytes() if Path(old).stat().st_ino in synced else b""))
+        real["replace"](old, new)
+
+    def unlink(path: Path) -> None:
+        real["unlink"](path)
+        if Path(path).parent == entry.folder:
+            events.append((Path(path).name, None))
+
+    with monkeypatch.context() as patch:
+        for name, call in (("fsync", fsync), ("replace", replace), ("unlink", unlink)):
+            patch.setattr(os, name, call)
+        make(entry)
+    assert len(events) > 8
+    tried = published = 0
+    for end in range(len(events) + 1):
+        last = max((i for i in range(end) if events[i] is None), default=0)
+        kept = [event for event in events[:last] if event]
+        pending = [event for event in events[last:end] if event]
+        one = [[event] for event in pending]
+        but_one = [[event for event in pending if event is not lost] for lost in pending]
+        for survivors in [[], pending, *one, *but_one]:
+            disk: dict[str, bytes | None] = {}
+            for name, content in kept + survivors:
+                disk[name] = content
+            root = tmp_path / f"disk-{(tried := tried + 1)}"
+            after = Cache.open(root).entry("ids", IDENTITY)
+            after.folder.mkdir(parents=True)
+            for name, data in disk.items():
+                if data is not None:
+                    (after.folder / name).write_bytes(data)
+            if disk.get("manifest.json") is not None:
+                published += 1
+                assert after.verified() is not None, (end, survivors)
+            make(after)
+            require_whole_but_for_receipts(after)
+    assert published > 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_a_run_that_fails_at_any_system_call_says_so_and_publishes_nothing_wrong(tmp_path: Path, number: int) -> None:
+    def act() -> None:
+        raise OSError(number, os.strerror(number))
+
+    outcomes = set()
+    for at in range(1, points(tmp_path) + 1):
+        root = tmp_path / f"failed-{at}"
+        with pytest.MonkeyPatch.context() as patch:
+            Point(patch, root, at, act)
+            try:
+                run(root)
+                outcomes.add(0)
+            except PipelineError as error:
+                outcomes.add(error.exit_code)
+                assert "\n" not in str(error)
+                assert "/tmp/" not in str(error).replace(str(tmp_path), "")
+        caches._verified.clear()
+        for path, problem in Cache.open(root).verify():
+            assert problem is None, (at, path)
+        run(root)
+        caches._verified.clear()
+        require_whole_but_for_receipts(Cache.open(root).entry("ids", IDENTITY))
+    assert outcomes == {0, 5}
+
+
+def test_a_failed_fsync_is_not_tried_again_and_never_published(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fsync(handle: int) -> None:
+        calls.append(handle)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    entry = cache.entry("ids", IDENTITY)
+    with pytest.raises(ResourceError, match=r"Input/output error at .*/00000\.arrow'"), entry.write("00000.arrow") as file:
+        file.write(b"x")
+    assert len(calls) == 1
+    assert not entry.path("00000.arrow").exists()
+    assert list(cache.tmp.iterdir()) == []
+
+
+def test_a_full_disk_names_the_file_and_what_to_do(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(handle: int, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    entry = cache.entry("ids", IDENTITY)
+    monkeypatch.setattr(os, "write", write)
+    batch = pa.record_batch({"n": [1]})
+    with (
+        pytest.raises(ResourceError, match=r"No space left writing '.*/00000\.arrow' \([\d,]+ MB free\)\. .*cache\.dir="),
+        entry.write("00000.arrow") as file,
+        pa.ipc.new_stream(file, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
+
+
+def test_a_short_write_is_continued(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: real(handle, data[:7]))
+    make(cache.entry("ids", IDENTITY))
+    caches._verified.clear()
+    assert cache.entry("ids", IDENTITY).verified()
+    require_whole(cache.entry("ids", IDENTITY))
+
+
+@pytest.mark.parametrize("lost", ["receipt emptied", "receipt zeroed", "data emptied", "data lost", "manifest emptied"])
+def test_what_a_power_cut_drops_is_computed_again(cache: Cache, lost: str) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    for name, data in SHARDS.items():
+        with entry.write(name) as file:
+            file.write(data)
+    data, receipt = entry.path("00001.arrow"), entry.folder / ".00001.arrow.receipt"
+    if lost == "manifest emptied":
+        (entry.folder / "manifest.json").touch()
+    elif lost == "data lost":
+        data.unlink()
+    elif lost == "receipt zeroed":
+        damaged(receipt, b"\0" * receipt.stat().st_size)
+    else:
+        damaged(data if lost == "data emptied" else receipt, b"")
+    caches._verified.clear()
+    computed: list[str] = []
+    make(entry, computed)
+    assert computed == ([] if lost == "manifest emptied" else ["00001.arrow"])
+    require_whole(entry)
+
+
+# -- damage and healing -----------------------------------------------------------------------------------
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "a flipped bit": lambda p: damaged(p, bytes([p.read_bytes()[0] ^ 4]) + p.read_bytes()[1:]),
+    "cut to nothing": lambda p: damaged(p, b""),
+    "cut to a byte": lambda p: damaged(p, p.read_bytes()[:1]),
+    "cut in half": lambda p: damaged(p, p.read_bytes()[:500]),
+    "cut by a byte": lambda p: damaged(p, p.read_bytes()[:-1]),
+    "extended": lambda p: damaged(p, p.read_bytes() + b"\0"),
+    "filled with zeros": lambda p: damaged(p, b"\0" * p.stat().st_size),
+    "another shard": lambda p: damaged(p, p.with_name("00000.arrow").read_bytes()),
+    "missing": lambda p: p.unlink(),
+    "a folder": lambda p: (p.unlink(), p.mkdir())[1],
+    "a pipe": lambda p: (p.unlink(), os.mkfifo(p))[1],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_set_aside_with_one_warning_and_it_alone_is_computed(
+    cache: Cache, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    caches._verified.clear()
+    DAMAGE[kind](entry.path("00001.arrow"))
+    computed: list[str] = []
+    make(entry, computed)
+    assert computed == ["00001.arrow"]
+    require_whole(entry)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "00001.arrow' is damaged: expected 1001 bytes, sha256 " in warning
+    aside = [p.name for p in (cache.root / "quarantine").iterdir()]
+    assert sum("00001.arrow" in name for name in aside) == (kind != "missing")
+    assert sum("manifest.json" in name for name in aside) == 1
+
+
+def test_a_damaged_manifest_means_that_the_entry_is_computed_again(cache: Cache) -> None:
+    entry, computed = cache.entry("ids", IDENTITY), []
+    make(entry)
+    manifest = entry.folder / "manifest.json"
+    damaged(manifest, manifest.read_bytes().replace(b"ids", b"idz"))
+    make(entry, computed)
+    assert computed == list(SHARDS)
+    require_whole(entry)
+
+
+def test_a_whole_entry_under_another_key_is_not_believed(cache: Cache) -> None:
+    entry, other = cache.entry("ids", IDENTITY), cache.entry("ids", {"version": 2})
+    make(entry)
+    entry.folder.rename(other.folder)
+    assert other.verified() is None
+
+
+def test_a_receipt_moved_to_another_shard_is_not_believed(cache: Cache) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    with entry.write("00000.arrow") as file:
+        file.write(b"zero")
+    entry.path("00000.arrow").rename(entry.path("00001.arrow"))
+    (entry.folder / ".00000.arrow.receipt").rename(entry.folder / ".00001.arrow.receipt")
+    assert entry.receipt("00001.arrow") is None
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "a/../../x"])
+def test_a_manifest_that_lists_a_path_is_rejected_unopened(cache: Cache, name: str) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    manifest = make(entry)
+    damaged(entry.folder / "manifest.json", seal({**manifest, "files": {name: {"bytes": 1, "sha256": "0"}}}))
+    with pytest.raises(IntegrityError, match="not the name of a data file") as caught:
+        entry.verified()
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("files", [[], {"0.arrow": 1}, {"0.arrow": {}}, {"0.arrow": None}, None])
+def test_a_manifest_of_another_shape_is_absent(cache: Cache, files: Any) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    manifest = make(entry)
+    damaged(entry.folder / "manifest.json", seal({**manifest, "files": files}))
+    assert entry.verified() is None
+
+
+@pytest.mark.parametrize("name", ["00001.arrow", "manifest.json"])
+def test_a_link_out_of_the_cache_is_rejected_and_not_followed(cache: Cache, tmp_path: Path, name: str) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    caches._verified.clear()
+    outside = tmp_path / "outside"
+    (entry.folder / name).rename(outside)
+    (entry.folder / name).symlink_to(outside)
+    read = outside.stat().st_atime_ns
+    with pytest.raises(IntegrityError, match="symbolic link, which a cache never holds: remove it"):
+        entry.verified()
+    assert outside.exists()
+    assert outside.stat().st_atime_ns == read
+
+
+def test_an_unreadable_file_is_an_error_not_damage(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    caches._verified.clear()
+
+    def broken(file: object) -> tuple[int, str]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(caches, "hash_file", broken)
+    with pytest.raises(ResourceError, match=r"Input/output error at .*00000\.arrow"):
+        entry.verified()
+    assert not (cache.root / "quarantine").exists()
+
+
+def test_a_file_is_hashed_once_and_again_when_it_was_touched(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    real = caches.hash_file
+    monkeypatch.setattr(caches, "hash_file", lambda file: hashed.append(file) or real(file))
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    assert entry.verified() and hashed == []  # as written by this process
+    caches._verified.clear()
+    assert entry.verified() and len(hashed) == 2
+    assert entry.verified() and len(hashed) == 2
+    os.utime(entry.path("00001.arrow"))
+    assert entry.verified() and len(hashed) == 3
+
+
+def test_a_reader_keeps_its_bytes_while_a_file_is_replaced_set_aside_and_collected(cache: Cache) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    mapped = pa.memory_map(str(entry.path("00001.arrow"))).read_buffer()
+    with entry.write("00001.arrow") as file:
+        file.write(SHARDS["00001.arrow"])
+    DAMAGE["a flipped bit"](entry.path("00001.arrow"))
+    caches._verified.clear()
+    assert entry.verified() is None
+    assert cache.gc(0)
+    assert mapped.to_pybytes() == SHARDS["00001.arrow"]
+
+
+# -- read-only caches -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def readonly() -> Iterator[Path]:
+    """A folder that any user can read and nobody but root can write, with one entry."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "cache")
+        run(root)
+        caches._verified.clear()
+        places = [Path(folder), root, *root.rglob("*")]
+        for place in places:
+            place.chmod(0o555 if place.is_dir() else 0o444)
+        yield root
+        for place in places:
+            place.chmod(0o755)
+
+
+def as_nobody(work: Callable[[], None]) -> int:
+    def demoted() -> None:
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        work()
+
+    return in_child(demoted)
+
+
+def test_a_read_only_cache_is_used_and_not_touched(readonly: Path) -> None:
+    def work() -> None:
+        cache = Cache.open(readonly)
+        entry = cache.entry("ids", IDENTITY)
+        entry.lease()
+        assert entry.verified() is not None
+        cache.close()
+
+    before = {p: (p.lstat().st_mtime_ns, p.lstat().st_ctime_ns) for p in [readonly, *readonly.rglob("*")]}
+    assert as_nobody(work) == 0
+    assert {p: (p.lstat().st_mtime_ns, p.lstat().st_ctime_ns) for p in [readonly, *readonly.rglob("*")]} == before
+
+
+def test_a_read_only_cache_is_refused_before_work_starts(readonly: Path) -> None:
+    def work() -> None:
+        with pytest.raises(ResourceError, match=r"cache '.*' is not writable \(uid \d+\).*Set cache\.dir=") as caught:
+            Cache.open(readonly).require_writable()
+        raise caught.value
+
+    assert as_nobody(work) == 5
+
+
+def test_a_damaged_read_only_cache_is_an_integrity_error(readonly: Path) -> None:
+    (path,) = readonly.glob("ids/*/00001.arrow")
+    path.chmod(0o644)
+    path.write_bytes(b"x")
+    path.chmod(0o444)
+    assert as_nobody(lambda: Cache.open(readonly).entry("ids", IDENTITY).verified() and None) == 4
+
+
+def test_a_cache_beneath_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match=r"cache\.dir="):
+        Cache.open(tmp_path / "file" / "cache").require_writable()
+
+
+def test_a_writable_cache_is_left_as_it_was(cache: Cache) -> None:
+    cache.require_writable()
+    assert list(cache.tmp.iterdir()) == []
+
+
+# -- runs beside one another ------------------------------------------------------------------------------
+
+
+def test_rubbish_of_dead_runs_is_removed_and_of_living_ones_kept(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    mine = Cache.open(root)
+    mine.require_writable()
+    host, pid, start, _ = mine.run.split("~")
+
+    def run_folder(name: str, age: float = 0) -> Path:
+        folder = root / "tmp" / name
+        folder.mkdir()
+        (folder / "half").touch()
+        os.utime(folder, (time.time() - age,) * 2)
+        return folder
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    gone = [
+        run_folder(f"{host}~{dead.pid}~123~0"),
+        run_folder(f"{host}~{pid}~{int(start) - 1}~0"),  # the number was given again
+        run_folder("elsewhere~1~1~0", age=90_000),
+        run_folder(f"{host}~x"),
+    ]
+    kept = [mine.tmp, run_folder(f"{host}~{pid}~{start}~99"), run_folder("elsewhere~1~1~1", age=3600)]
+    Cache.open(root)
+    assert sorted((root / "tmp").iterdir()) == sorted(kept)
+    assert not any(p.exists() for p in gone)
+
+
+def test_two_caches_of_one_process_do_not_remove_each_others_files(tmp_path: Path) -> None:
+    one, two = Cache.open(tmp_path), Cache.open(tmp_path)
+    with one.entry("ids", IDENTITY).write("00000.arrow") as file:
+        two.close()
+        file.write(b"x")
+    assert pickle.loads(pickle.dumps(one)) == one
+
+
+@pytest.mark.parametrize("locks", ["locks", "no locks"])
+def test_runs_at_once_all_end_well_with_the_same_bytes(tmp_path: Path, locks: str) -> None:
+    for round_ in range(8):
+        root = tmp_path / str(round_)
+        gate, opened = os.pipe()
+
+        def work(root: Path = root, gate: int = gate, opened: int = opened) -> None:
+            os.close(opened)
+            cache = Cache.open(root)
+            entry = cache.entry("ids", IDENTITY)
+            os.read(gate, 1)
+            with cache.lock(entry) if locks == "locks" else contextlib.nullcontext():
+                computed: list[str] = []
+                make(entry, computed)
+                if computed:
+                    (root / f"computed-{os.getpid()}").touch()
+            cache.close()
+
+        children = []
+        for _ in range(4):
+            if (child := os.fork()) == 0:
+                code = 1
+                with contextlib.suppress(BaseException):
+                    work()
+                    code = 0
+                os._exit(code)
+            children.append(child)
+        os.close(gate)
+        os.close(opened)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+        assert len(list(root.glob("computed-*"))) == 1 or locks == "no locks"
+        require_whole_but_for_receipts(Cache.open(root).entry("ids", IDENTITY))
+        assert list((root / "tmp").iterdir()) == []
+
+
+def test_a_lock_keeps_others_waiting_and_leaves_no_file(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    entry, order = cache.entry("ids", IDENTITY), []
+
+    def other() -> None:
+        with cache.lock(entry):
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    with cache.lock(entry):
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join(5)
+    assert order == ["first", "other"]
+    assert caplog.messages == ["ids: waiting for another run that is computing it"]
+    assert list(entry.folder.iterdir()) == []
+    assert entry.folder in cache.leased()
+
+
+def test_the_lock_of_a_killed_holder_is_free(cache: Cache) -> None:
+    entry = cache.entry("ids", IDENTITY)
+
+    def holder() -> None:
+        with cache.lock(entry):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(holder) == -signal.SIGKILL
+    assert (entry.folder / ".lock").exists()
+    with cache.lock(entry):
+        pass
+
+
+def test_where_locks_do_not_exist_work_goes_on_without(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with cache.lock(cache.entry("ids", IDENTITY)):
+        make(cache.entry("ids", IDENTITY))
+    assert cache.entry("ids", IDENTITY).verified()
+
+
+# -- gc, ls, verify ---------------------------------------------------------------------------------------
+
+
+def stored(cache: Cache, number: int, age: float) -> Entry:
+    entry = cache.entry("ids", {"number": number})
+    with entry.write("00000.arrow", lambda: {"counts": {"rows": number}}) as file:
+        file.write(b"x" * 10_000)
+    entry.finish(["00000.arrow"], [entry.receipt("00000.arrow") or {}])
+    os.utime(entry.folder / "manifest.json", (time.time() - age,) * 2)
+    return entry
+
+
+def test_gc_removes_the_longest_unused_first_and_no_more_than_needed(cache: Cache) -> None:
+    old, older, new = stored(cache, 1, 200), stored(cache, 2, 300), stored(cache, 3, 100)
+    removed = cache.gc(22_000)
+    assert list(removed) == [older.folder]
+    assert 10_000 < removed[older.folder] < 11_000
+    old.verified()  # used just now
+    assert list(cache.gc(12_000)) == [new.folder]
+    assert old.verified() and not new.folder.exists()
+    assert cache.gc(12_000) == {}
+
+
+def test_gc_keeps_what_a_living_run_leases(tmp_path: Path, cache: Cache) -> None:
+    kept, gone = stored(cache, 1, 300), stored(cache, 2, 100)
+    cache.close()
+    reader = Cache.open(cache.root)
+    reader.entry("ids", {"number": 1}).lease()
+    assert list(cache.gc(0)) == [gone.folder]
+    reader.close()
+    assert list(cache.gc(0)) == [kept.folder]
+
+
+def test_gc_does_not_honour_the_lease_of_a_dead_run(cache: Cache) -> None:
+    entry = stored(cache, 1, 0)
+
+    def work() -> None:
+        Cache.open(cache.root).entry("ids", {"number": 1}).lease()
+
+    assert in_child(work) == 0
+    assert list(cache.gc(0)) == [entry.folder]
+
+
+def test_gc_empties_the_quarantine_first_and_takes_unfinished_entries_in_their_turn(cache: Cache) -> None:
+    entry = stored(cache, 1, 100)
+    half = cache.entry("ids", {"number": 2})
+    with half.write("00000.arrow") as file:
+        file.write(b"x" * 10_000)
+    (cache.root / "quarantine").mkdir()
+    (cache.root / "quarantine" / "broken").write_bytes(b"x" * 10_000)
+    (cache.root / "quarantine" / "folder").mkdir()
+    assert [p.name for p in cache.gc(25_000)] == ["broken"]
+    assert [p.name for p in cache.gc(0)] == ["folder", entry.key, half.key]
+    assert list(cache.entries()) == []
+
+
+def test_ls_tells_stage_key_bytes_rows_and_age(cache: Cache) -> None:
+    entry = stored(cache, 7, 50)
+    half = cache.entry("load", IDENTITY)
+    with half.write("00000.arrow") as file:
+        file.write(b"x")
+    one, two = cache.ls()
+    assert (one.stage, one.key, one.rows, one.whole) == ("ids", entry.key, 7, True)
+    assert 10_000 < one.bytes < 11_000
+    assert 45 < time.time() - one.used < 65
+    assert (two.stage, two.rows, two.whole) == ("load", None, False)
+
+
+def test_verify_names_every_damaged_file_and_changes_nothing(cache: Cache) -> None:
+    fine, flipped, torn = (cache.entry("ids", {"n": n}) for n in range(3))
+    for entry in (fine, flipped, torn):
+        make(entry)
+    DAMAGE["a flipped bit"](flipped.path("00001.arrow"))
+    flipped.path("00000.arrow").unlink()
+    damaged(torn.folder / "manifest.json", b"{}")
+    half = cache.entry("load", IDENTITY)
+    with half.write("00000.arrow") as file:
+        file.write(b"x")
+    DAMAGE["extended"](half.path("00000.arrow"))
+    before = sorted(p for p in cache.root.rglob("*"))
+    problems = {path: problem for path, problem in cache.verify(workers=2) if problem}
+    assert set(problems) == {
+        flipped.path("00001.arrow"), flipped.path("00000.arrow"), torn.folder / "manifest.json", half.path("00000.arrow"),
+    }  # fmt: skip
+    assert "found nothing" in problems[flipped.path("00000.arrow")]
+    assert sum(1 for path, problem in cache.verify() if problem is None) == 3 + 1
+    assert sorted(p for p in cache.root.rglob("*")) == before
+
+
+# -- why --------------------------------------------------------------------------------------------------
+
+
+def test_why_names_the_fields_that_changed_with_old_and_new(cache: Cache) -> None:
+    assert why(cache.entry("window", {"stride": 64})) == []
+    cache.entry("window", {"stride": 64, "length": {"context": 8}, "tail": "drop"}).finish([], [])
+    cache.entry("window", {"stride": 1, "length": {"context": 9}, "tail": "pad"}).finish([], [])
+    wanted = cache.entry("window", {"stride": 128, "length": {"context": 8}, "tail": "drop"})
+    assert why(wanted) == ["stride 64 → 128"]
+    assert why(cache.entry("window", {"stride": 64, "length": {"context": "é" * 99}})) == [
+        'length.context 8 → "' + "é" * 36 + "…", 'tail "drop" → null',
+    ]  # fmt: skip
+
+
+def test_why_follows_a_changed_key_upstream_to_the_field_that_changed_it(cache: Cache) -> None:
+    def line(size: int) -> list[Entry]:
+        tokenizer = cache.entry("tokenizer", {"vocab_size": size})
+        ids = cache.entry("ids", {"dtype": "auto", "upstream": {"tokenizer": tokenizer.key}})
+        return [tokenizer, ids, cache.entry("window", {"stride": 1, "upstream": {"ids": ids.key, "tokenizer": tokenizer.key}})]
+
+    for entry in line(512):
+        entry.finish([], [])
+    new = line(1024)
+    assert why(new[2], {entry.key: entry for entry in new}) == ["tokenizer: vocab_size 512 → 1024"]
+    old_key, new_key = line(512)[0].key, new[0].key
+    assert why(new[1]) == [f'upstream.tokenizer "{old_key}" → "{new_key}"']
+
+
+# -- the disk and its errors ------------------------------------------------------------------------------
+
+
+def test_too_little_space_is_said_before_work_with_both_numbers(tmp_path: Path) -> None:
+    require_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(ResourceError, match=r"needs about 1,000,000,000,000 MB, [\d,]+ MB are free\..*cache\.dir=") as caught:
+        require_space(tmp_path / "not" / "yet", 10**18)
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "No space left writing"),
+        (errno.EDQUOT, "Disk quota reached writing"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENOMEM, "out of memory"),
+        (errno.EROFS, "cache.dir="),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_a_failed_call_names_path_and_remedy_in_one_line(number: int, says: str) -> None:
+    error = from_os_error(OSError(number, os.strerror(number)), "/some/\nplace")
+    assert isinstance(error, ResourceError)
+    assert says in str(error) and "'/some/\\nplace'" in str(error) and "\n" not in str(error)
+
+
+def test_an_interruption_keeps_its_exit_code_across_processes() -> None:
+    error = pickle.loads(pickle.dumps(Interrupted(signal.SIGTERM)))
+    assert (error.exit_code, str(error)) == (143, str(Interrupted(2)))
+
+
+def test_the_cache_may_lie_anywhere(tmp_path: Path) -> None:
+    cache = Cache.open(tmp_path / "a b" / "é\n'" / ("x" * 255))
+    make(cache.entry("ids", IDENTITY))
+    caches._verified.clear()
+    assert cache.entry("ids", IDENTITY).verified()
+
+
+def test_importing_the_cache_imports_nothing_heavy() -> None:
+    code = "import sys, pipeline.cache; print(*{'pyarrow', 'numpy', 'torch', 'filelock', 'hydra'} & sys.modules.keys())"
+    root = Path(caches.__file__).parents[1]
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=root).split() == []

@@ -1,0 +1,453 @@
+"""The plan: what is found, where it is cut, and what it costs to ask again."""
+
+import hashlib
+import logging
+import os
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pooch
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import config, corpus, plan
+from pipeline.cache import Cache
+from pipeline.config import Corpus
+from pipeline.errors import ConfigError, InputError, IntegrityError, ResourceError
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache.open(tmp_path / "cache")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder without an offline mirror."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("PIPELINE_ASSETS", raising=False)
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that were written just now count as old enough for their stat to be believed."""
+    monkeypatch.setattr(plan, "CLOCK", -1e9)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose bytes were hashed, in order."""
+    paths: list[str] = []
+    original = plan._hash
+
+    def spy(ranges: list[tuple[str, int, int]]) -> list[str]:
+        paths.extend(path for path, _, _ in ranges)
+        return original(ranges)
+
+    monkeypatch.setattr(plan, "_hash", spy)
+    return paths
+
+
+def write(folder: Path, **files: str | bytes) -> None:
+    for name, data in files.items():
+        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def make(cache: Cache, trust_stat: bool = True, workers: int = 2, **settings: Any) -> plan.Plan:
+    return plan.make(Corpus(**settings), cache, trust_stat, workers)
+
+
+def names(found: dict[str, plan.Stat]) -> list[str]:
+    return [Path(path).name for path in found]
+
+
+# -- find -------------------------------------------------------------------------------------------------
+
+
+def test_files_come_in_the_order_listed_and_by_sorted_path_within_a_folder_or_pattern(here: Path) -> None:
+    (here / "texts" / "b").mkdir(parents=True)
+    write(here / "texts", z="1", a="2")
+    write(here / "texts" / "b", c="3")
+    write(here, last="4")
+    assert list(plan.find(Corpus(paths=["last", "texts"]))) == ["last", "texts/a", "texts/b/c", "texts/z"]
+    assert list(plan.find(Corpus(paths=["texts/**/[acz]"]))) == ["texts/a", "texts/b/c", "texts/z"]
+
+
+def test_a_name_with_pattern_characters_that_exists_is_itself(here: Path) -> None:
+    write(here, **{"a[1]": "x", "a1": "y"})
+    assert list(plan.find(Corpus(paths=["a[1]"]))) == ["a[1]"]
+
+
+def test_hidden_files_links_to_folders_and_what_is_no_file_are_left_out_of_a_folder_aloud(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (here / "texts" / ".git").mkdir(parents=True)
+    write(here / "texts", a="1", **{".hidden": "2"})
+    write(here / "texts" / ".git", config="3")
+    os.symlink("..", here / "texts" / "loop")
+    os.symlink("nowhere", here / "texts" / "dangling")
+    os.mkfifo(here / "texts" / "fifo")
+    assert list(plan.find(Corpus(paths=["texts"]))) == ["texts/a"]
+    assert "skipped 3 links to folders and things that are no files, the first is 'texts/dangling'" in caplog.text
+
+
+def test_two_files_of_the_same_content_are_both_kept_even_as_hard_links(here: Path) -> None:
+    write(here, a="same", b="same")
+    os.link(here / "a", here / "c")
+    assert names(plan.find(Corpus(paths=["a", "b", "c"]))) == ["a", "b", "c"]
+
+
+def test_one_file_named_twice_is_refused(here: Path) -> None:
+    write(here, a="text")
+    os.symlink("a", here / "b")
+    for paths in (["a", "a"], ["a", "b"], ["a", str(here)]):
+        with pytest.raises(ConfigError, match="are the same file; name it once"):
+            plan.find(Corpus(paths=paths))
+
+
+def test_what_is_not_a_regular_file_is_refused_without_waiting_for_it(here: Path) -> None:
+    os.mkfifo(here / "fifo")
+    for path in ("fifo", "/dev/zero"):
+        with pytest.raises(ConfigError, match="is not a regular file"):
+            plan.find(Corpus(paths=[path]))
+    os.symlink("nowhere", here / "dangling")
+    with pytest.raises(ConfigError, match=r"'dangling' in corpus\.paths cannot be opened: No such file"):
+        plan.find(Corpus(paths=["dangling"]))
+    os.symlink("circle", here / "circle")
+    with pytest.raises(ConfigError, match=r"'circle' in corpus\.paths cannot be opened: Too many levels"):
+        plan.find(Corpus(paths=["circle"]))
+    (here / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"the folder 'empty' in corpus\.paths holds no files"):
+        plan.find(Corpus(paths=["empty"]))
+    with pytest.raises(ConfigError, match="NUL"):
+        plan.find(Corpus(paths=["a\0b"]))
+
+
+def test_a_pattern_that_matches_nothing_is_named_with_the_folder_and_the_nearest_names(here: Path) -> None:
+    (here / "texts").mkdir()
+    write(here / "texts", **{"verdict.text": "x", "other.bin": "y"})
+    with pytest.raises(ConfigError) as error:
+        plan.find(Corpus(paths=["texts/verdict.txt"]))
+    assert f"pattern 'texts/verdict.txt' (cwd {str(here)!r}) matched no files." in str(error.value)
+    assert "Nearest in 'texts': 'verdict.text'" in str(error.value)
+    with pytest.raises(ConfigError, match=r"pattern 'gone/deep/\*\.txt' .* matched no files"):
+        plan.find(Corpus(paths=["gone/deep/*.txt"]))
+
+
+def test_names_that_would_forge_a_log_line_are_escaped(here: Path, caplog: pytest.LogCaptureFixture, cache: Cache) -> None:
+    write(here, **{"a\nforged \x1b[31m": ""})
+    make(cache, paths=["."])
+    assert "a\\nforged \\x1b[31m" in caplog.text and "\x1b" not in caplog.text
+
+
+# -- named assets -----------------------------------------------------------------------------------------
+
+
+def test_the_sample_is_found_from_any_folder(here: Path) -> None:
+    values = yaml.safe_load((config.conf_dir() / "corpus" / "sample.yaml").read_text())
+    (path,) = plan.find(Corpus(**values))
+    assert Path(path).name == "sample.txt" and Path(path).stat().st_size > 15_000
+
+
+def test_a_named_asset_is_taken_from_data_before_the_mirror(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "mirror" / "corpora").mkdir(parents=True)
+    write(here / "mirror" / "corpora", asset="mirror")
+    monkeypatch.setenv("PIPELINE_ASSETS", str(here / "mirror"))
+    assert list(plan.find(Corpus(paths=["asset"]))) == [str(here / "mirror" / "corpora" / "asset")]
+    (here / "data").mkdir()
+    write(here / "data", asset="data")
+    assert list(plan.find(Corpus(paths=["asset"]))) == ["data/asset"]
+    write(here, asset="named")
+    assert list(plan.find(Corpus(paths=["asset"]))) == ["asset"]
+
+
+def test_an_asset_that_is_nowhere_is_downloaded_with_its_checksum(
+    here: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    asked = {}
+
+    def retrieve(url: str, **rest: Any) -> str:
+        asked.update(url=url, **rest)
+        (here / "data").mkdir()
+        write(here / "data", asset="text")
+        return "data/asset"
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    sha = hashlib.sha256(b"text").hexdigest()
+    found = make(cache, paths=["asset"], url="https://example.org/asset", sha256=sha)
+    assert asked == {"url": "https://example.org/asset", "known_hash": f"sha256:{sha}", "fname": "asset", "path": "data"}
+    assert found.sources == (plan.Source("data/asset", 4, sha),)
+
+
+def test_an_asset_that_cannot_be_had_names_every_place(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, **rest: Any) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr(pooch, "retrieve", refuse)
+    values = yaml.safe_load((config.conf_dir() / "corpus" / "verdict.yaml").read_text())
+    with pytest.raises(InputError) as error:
+        plan.find(Corpus(**{**values, "paths": ["no-such-verdict.txt"]}))
+    for place in ("'data/no-such-verdict.txt'", "PIPELINE_ASSETS", values["url"]):
+        assert place in str(error.value)
+
+
+def test_a_download_or_a_local_file_with_another_checksum_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    def mismatch(url: str, **rest: Any) -> str:
+        raise ValueError("SHA256 hash of downloaded file (x) does not match\nthe known hash: expected 1 but got 2.")
+
+    monkeypatch.setattr(pooch, "retrieve", mismatch)
+    settings = {"paths": ["asset"], "url": "https://example.org/asset", "sha256": "0" * 64}
+    with pytest.raises(IntegrityError, match="expected 1 but got 2"):
+        make(cache, **settings)
+    write(here, asset="text of another size")
+    for shard_bytes in (1 << 20, 5):
+        with pytest.raises(IntegrityError, match=r"'asset' has sha256 .*, not corpus\.sha256=000"):
+            make(cache, **settings, document="line", shard_bytes=shard_bytes)
+
+
+def test_the_verdict_is_found_in_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache) -> None:
+    if "PIPELINE_ASSETS" not in os.environ:
+        pytest.skip("PIPELINE_ASSETS is not set: no the-verdict.txt")
+    monkeypatch.chdir(tmp_path)
+    values = yaml.safe_load((config.conf_dir() / "corpus" / "verdict.yaml").read_text())
+    found = make(cache, **values)
+    assert found.bytes == 20_479 and found.sources[0].sha256 == values["sha256"]
+
+
+def test_corpus_files_hold_values_only_and_every_one_fits_the_dataclass() -> None:
+    files = sorted((config.conf_dir() / "corpus").glob("*.yaml"))
+    assert {"sample", "verdict", "text", "jsonl", "parquet"} <= {file.stem for file in files}
+    for file in files:
+        values = yaml.safe_load(file.read_text())
+        settings = Corpus(**values)
+        settings.paths = settings.paths or ["x"]
+        config.check(config.Config(corpus=settings))
+
+
+# -- cut --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=st.lists(st.sampled_from(["a", "bcd", "\n", "\r\n", "\n\n", " ", "\t", "\r", "é"]), max_size=40),
+    step=st.integers(1, 30),
+    unit=st.sampled_from(["file", "line", "paragraph"]),
+    read=st.integers(1, 5),
+)
+def test_parts_tile_the_file_and_begin_behind_a_line_end_or_a_blank_line(
+    pieces: list[str], step: int, unit: str, read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    monkeypatch.setattr(plan, "READ", read)
+    data = "".join(pieces).encode()
+    write(tmp_path, input=data)
+    made = make(cache, trust_stat=False, paths=[str(tmp_path / "input")], document=unit, shard_bytes=step)
+    parts = [part for shard in made.shards for part in shard.parts]
+    assert [part.start for part in parts] == [0, *(part.end for part in parts[:-1])] and parts[-1].end == len(data)
+    assert all(part.sha256 == hashlib.sha256(data[part.start : part.end]).hexdigest() for part in parts)
+    for part in parts[1:]:
+        lines = data[: part.start].split(b"\n")
+        assert unit != "file" and lines[-1] == b""
+        assert unit == "line" or not lines[-2].strip(b" \t\r")
+    if unit == "line":  # and at the first such place
+        assert all(data[part.start : part.end - 1].find(b"\n", step) < 0 for part in parts)
+
+
+def test_small_files_share_a_shard_and_a_small_rest_joins_its_neighbour(here: Path, cache: Cache) -> None:
+    write(here, **{f"{i:02d}": "x" * 40 for i in range(10)}, long="line\n" * 24)
+    made = make(cache, paths=["."], document="line", shard_bytes=100)
+    assert [[(part.path, part.bytes) for part in shard.parts] for shard in made.shards] == [
+        [(f"./{i:02d}", 40) for i in range(first, first + 3)] for first in (0, 3, 6)
+    ] + [[("./09", 40)], [("./long", 105), ("./long", 15)]]
+    assert [shard.index for shard in made.shards] == [0, 1, 2, 3, 4] and made.bytes == 520
+
+
+def test_row_groups_are_joined_or_cut_by_rows_to_about_a_shard(here: Path, cache: Cache) -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.bytes(50).hex() for _ in range(1000)]
+
+    def ranges(group: int, shard_bytes: int) -> list[tuple[int, int]]:
+        pq.write_table(pa.table({"n": range(1000), "text": rows}), here / "p", row_group_size=group)
+        made = make(cache, paths=["p"], format="parquet", shard_bytes=shard_bytes)
+        parts = [part for shard in made.shards for part in shard.parts]
+        assert len(parts) == len(made.shards)
+        assert abs(sum(part.bytes for part in parts) - 104_000) < 6000
+        return [(part.start, part.end) for part in parts]
+
+    assert ranges(1000, 1 << 20) == [(0, 1000)]
+    assert ranges(100, 1 << 20) == [(0, 1000)]
+    assert ranges(100, 32_000) == [(0, 300), (300, 600), (600, 900), (900, 1000)]
+    assert ranges(1000, 50_000) == [(0, 500), (500, 1000)]
+    assert ranges(1000, 1) == [(0, 250), (250, 500), (500, 750), (750, 1000)]
+    assert ranges(700, 70_000) == [(0, 700), (700, 1000)]
+
+
+def test_a_parquet_file_without_rows_is_a_part_of_nothing(here: Path, cache: Cache) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), here / "p")
+    settings = Corpus(paths=["p"], format="parquet")
+    (shard,) = plan.make(settings, cache, True, 1).shards
+    counts: Counter[str] = Counter()
+    assert not list(corpus.load(shard, settings, counts)) and counts["empty_files"] == 1
+
+
+def test_a_parquet_file_without_the_column_is_refused_before_anything_is_read(here: Path, cache: Cache) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), here / "a")
+    pq.write_table(pa.table({"body": ["a"]}), here / "b")
+    with pytest.raises(ConfigError, match=r"'b': no column 'text'; found: body\. Did you mean corpus\.text_column=body\?"):
+        make(cache, paths=["a", "b"], format="parquet")
+
+
+# -- what a plan depends on -------------------------------------------------------------------------------
+
+
+def test_the_digest_is_that_of_content_in_order_and_of_nothing_else(here: Path, cache: Cache) -> None:
+    def digest(*names: str, workers: int = 2, **rest: Any) -> str:
+        return make(cache, paths=list(names), workers=workers, **rest).sha256
+
+    write(here, a="one\n" * 99, b="two\n", c="one\n" * 99, d="two\n", e="tw0\n")
+    first = digest("a", "b")
+    os.utime("a", (1, 1))
+    assert first == digest("a", "b", workers=7) == digest("c", "d") == digest(str(here / "a"), "d")
+    cut = digest("a", "b", document="line", shard_bytes=16)
+    assert len({first, digest("b", "a"), digest("a", "e"), digest("a"), cut}) == 5
+
+
+def test_a_plan_survives_pickling(here: Path, cache: Cache) -> None:
+    write(here, a="text")
+    made = make(cache, paths=["a"])
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+# -- asking again -----------------------------------------------------------------------------------------
+
+
+def test_only_files_whose_stat_changed_are_hashed_again(here: Path, cache: Cache, settled: None, hashed: list[str]) -> None:
+    write(here, a="one\n" * 30, b="two", c="")
+    settings: dict[str, Any] = {"paths": ["."], "document": "line", "shard_bytes": 50}
+    first = make(cache, **settings)
+    assert hashed == ["./a", "./a", "./a", "./b", "./c"]
+    hashed.clear()
+    assert make(cache, **settings) == first and not hashed
+    write(here, b="TWO")
+    second = make(cache, **settings)
+    assert hashed == ["./b"] and second.sha256 != first.sha256
+    hashed.clear()
+    assert make(cache, **settings) == second and not hashed
+    assert make(cache, trust_stat=False, **settings) == second and len(hashed) == 5
+    assert len(list((cache.root / "sources").iterdir())) == 1
+
+
+def test_a_change_of_equal_size_and_restored_mtime_is_seen(here: Path, cache: Cache, settled: None) -> None:
+    write(here, a="old")
+    stat = os.stat("a")
+    first = make(cache, paths=["a"])
+    write(here, a="new")
+    os.utime("a", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert make(cache, paths=["a"]).sha256 != first.sha256
+
+
+def test_a_file_written_just_now_is_not_believed_and_not_remembered(here: Path, cache: Cache, hashed: list[str]) -> None:
+    write(here, a="text", old="old")
+    made = make(cache, paths=["a"])
+    assert made.shards[0].parts[0].stat == plan.NEVER
+    make(cache, paths=["a"])
+    assert hashed == ["a", "a"] and not (cache.root / "sources").exists()
+
+
+def test_a_touched_or_moved_file_is_hashed_again_to_the_same_plan(
+    here: Path, cache: Cache, settled: None, hashed: list[str]
+) -> None:
+    write(here, a="text")
+    first = make(cache, paths=["a"]).sha256
+    os.utime("a")
+    assert make(cache, paths=["a"]).sha256 == first
+    os.rename("a", "b")
+    assert make(cache, paths=["b"]).sha256 == first and hashed == ["a", "a", "b"]
+
+
+def test_a_note_that_was_tampered_with_is_not_believed(here: Path, cache: Cache, settled: None, hashed: list[str]) -> None:
+    write(here, a="text")
+    first = make(cache, paths=["a"])
+    (note,) = (cache.root / "sources").iterdir()
+    note.write_bytes(note.read_bytes().replace(first.sources[0].sha256[:8].encode(), b"00000000"))
+    assert make(cache, paths=["a"]) == first and hashed == ["a", "a"]
+
+
+def test_a_cache_that_cannot_be_written_only_costs_the_hashing(here: Path, settled: None, hashed: list[str]) -> None:
+    write(here, a="text", blocked="a file where the cache should be")
+    for _ in range(2):
+        assert make(Cache.open(here / "blocked"), paths=["a"]).bytes == 4
+    assert hashed == ["a", "a"]
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text("longer"), lambda path: path.write_text("TEXT")])
+def test_a_file_that_changes_while_it_is_hashed_is_refused(
+    change: Callable[[Path], Any], here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(here, a="text")
+    os.utime("a", (1, 1))
+    original = plan._hash
+
+    def meddle(ranges: list[tuple[str, int, int]]) -> list[str]:
+        shas = original(ranges)
+        change(here / "a")
+        return shas
+
+    monkeypatch.setattr(plan, "_hash", meddle)
+    with pytest.raises(InputError, match="'a' changed while it was read"):
+        make(cache, paths=["a"])
+
+
+def test_a_file_that_may_not_be_read_is_named(here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(here, a="text")
+
+    def deny(*arguments: Any, **rest: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "a")
+
+    monkeypatch.setattr("builtins.open", deny)
+    with pytest.raises(ResourceError, match="Permission denied at 'a'"):
+        make(cache, trust_stat=False, paths=["a"])
+
+
+def test_many_small_files_are_few_jobs_and_few_open_files(here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "many").mkdir()
+    for i in range(2000):
+        (here / "many" / str(i)).write_bytes(b"%d" % i)
+    jobs = []
+    original = plan._hash
+    monkeypatch.setattr(plan, "_hash", lambda ranges: jobs.append(len(os.listdir("/proc/self/fd"))) or original(ranges))
+    made = make(cache, paths=["many"])
+    assert len(made.sources) == 2000 and len(made.shards) == 1
+    assert len(jobs) == 1 and max(jobs) < 100
+
+
+def test_planning_imports_no_parquet_for_text(here: Path) -> None:
+    import subprocess
+
+    write(here, a="text")
+    script = (
+        "import sys; from pathlib import Path; from pipeline import plan; from pipeline.cache import Cache; "
+        "from pipeline.config import Corpus; plan.make(Corpus(paths=['a']), Cache.open(Path('c')), True, 1); "
+        "assert not {'pyarrow', 'pooch', 'pandas', 'numpy'} & set(sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def test_nothing_is_printed(here: Path, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    write(here, a="")
+    logging.getLogger("pipeline").addHandler(logging.NullHandler())
+    make(cache, paths=["a"])
+    assert capsys.readouterr().out == ""

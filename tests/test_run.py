@@ -1,0 +1,290 @@
+"""The whole line: what comes out, what is cached, and that nothing but the input and the settings decides a byte."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from conftest import ROOT, composed
+from pipeline import cache
+from pipeline.errors import ConfigError, InputError
+from pipeline.run import Outcome, run
+
+SMALL = ["window.context_length=16", "window.stride=8", "embedding.embedding_dim=4"]
+
+
+def ran(*overrides: str, job: str | None = None) -> Outcome:
+    return run(composed(*overrides), job)
+
+
+def states(outcome: Outcome) -> dict[str, str]:
+    return {report.stage: report.state for report in outcome.stages}
+
+
+def table(folder: Path) -> pa.Table:
+    tables = []
+    for path in sorted(folder.glob("data-*.arrow")):
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+            tables.append(reader.read_all())
+    return pa.concat_tables(tables)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a dataset but the record of the run."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "run.json"]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture
+def texts(at: Path) -> Path:
+    """Forty small documents in three files, one of them of several MiB in one line."""
+    folder = at / "texts"
+    folder.mkdir()
+    words = np.array("the ferry was late because of fog and Gisburn céu 你好 🙂 don't 1950s\t ".split(" "))
+    rng = np.random.default_rng(0)
+    for name, size in (("a", 2_000), ("b", 30_000), ("c", 500)):
+        (folder / f"{name}.txt").write_text(" ".join(rng.choice(words, size)), "utf-8")
+    return folder
+
+
+def test_the_sample_becomes_a_dataset_that_datasets_pyarrow_and_torch_open(at):
+    outcome = ran(*SMALL)
+    assert outcome.folder == Path("outputs/sample") and outcome.published
+    rows = table(outcome.folder)
+    assert rows.num_rows == outcome.rows > 100
+    inputs, targets = rows["input_ids"].to_pylist(), rows["target_ids"].to_pylist()
+    assert all(len(row) == 16 for row in inputs + targets)
+    assert all(a[1:] == b[:-1] for a, b in zip(inputs, targets, strict=True))
+
+    import datasets
+
+    opened = datasets.load_from_disk(str(outcome.folder))
+    assert opened.num_rows == outcome.rows
+    row = opened.with_format("torch")[3]
+    assert str(row["input_ids"].dtype) == "torch.int64" and tuple(row["input_ids"].shape) == (16,)
+    assert row["input_ids"].tolist() == inputs[3]
+
+    from pipeline import open_dataset
+
+    ours = open_dataset(outcome.folder)
+    assert len(ours) == outcome.rows and ours[3]["target_ids"].tolist() == targets[3]
+
+
+def test_the_output_carries_all_that_reproduces_it_and_no_path_time_or_host(at):
+    outcome = ran(*SMALL)
+    manifest = cache.unseal(outcome.folder / "manifest.json")
+    assert set(manifest["ledger"]) == {"load", "tokenize", "encode", "window"}
+    assert manifest["config"]["window"]["stride"] == 8 and "engine" not in manifest["config"]
+    assert set(manifest["keys"]) == {"load", "tokenizer", "tokenize", "encode", "window", "embed"}
+    for name, note in manifest["files"].items():
+        assert cache.hash_file(outcome.folder / name) == (note["bytes"], note["sha256"])
+    present = {str(p.relative_to(outcome.folder)) for p in outcome.folder.rglob("*") if p.is_file()}
+    assert present == set(manifest["files"]) | {"manifest.json", "run.json"}
+    assert {"tokenizer/tokenizer.json", "vocabulary.json", "embeddings.safetensors", "README.md", "documents.arrow"} <= present
+    assert "already shifted by one" in manifest["shift"]
+    assert "already shifted" in table(outcome.folder).schema.metadata[b"pipeline"].decode()
+    record = json.loads((outcome.folder / "run.json").read_text())
+    assert record["host"] and record["engine"]["kind"] == "threads" and record["seconds"] > 0
+
+
+def test_the_ledger_balances_from_text_to_targets(texts):
+    outcome = ran("corpus=text", "corpus.paths=[texts]", *SMALL, "embedding=none")
+    encode, window = outcome.ledger["encode"], outcome.ledger["window"]
+    assert outcome.ledger["tokenize"]["tokens"] == encode["tokens"]
+    assert encode["ids"] == encode["tokens"] + encode["eos"] == window["tokens"]
+    assert encode["eos"] == outcome.ledger["load"]["documents"] == 3
+    assert window["tokens"] == window["first"] + window["targets"] + window["tail"]
+
+
+def test_a_second_run_computes_nothing_and_touches_nothing(at):
+    first = ran(*SMALL)
+    before = {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.name != "run.json"}
+    second = ran(*SMALL)
+    assert set(states(second).values()) == {"cached"} and not second.published
+    assert {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.name != "run.json"} == before
+    assert second.ledger == first.ledger
+
+
+def test_another_stride_computes_window_and_embed_alone_and_says_why(at):
+    ran(*SMALL)
+    outcome = ran(*SMALL[:1], "window.stride=4", SMALL[2])
+    assert states(outcome) == {
+        "load": "cached", "tokenizer": "cached", "tokenize": "cached", "encode": "cached", "window": "computed", "embed": "computed",
+    }  # fmt: skip
+    reasons = {report.stage: report.why for report in outcome.stages}
+    assert any("stride" in line and "8 → 4" in line for line in reasons["window"])
+
+
+def test_a_changed_byte_of_the_corpus_computes_everything(texts):
+    corpus = ["corpus=text", "corpus.paths=[texts]", *SMALL]
+    ran(*corpus)
+    (texts / "c.txt").write_text("entirely other words")
+    assert set(states(ran(*corpus)).values()) == {"computed"}
+
+
+def test_engine_workers_and_batch_size_recompute_nothing(at):
+    ran(*SMALL)
+    outcome = ran(*SMALL, "engine=processes", "engine.workers=2", "engine.batch_size=1")
+    assert set(states(outcome).values()) == {"cached"}
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "words"])
+def test_every_engine_worker_count_and_batch_size_gives_the_same_bytes(texts, tokenizer):
+    common = ["corpus=text", "corpus.paths=[texts]", "corpus.document=line", f"tokenizer={tokenizer}", *SMALL, "corpus.shard_bytes=40000"]
+    found = []
+    engines = [("serial", 1, "null"), ("threads", 1, "7"), ("threads", 2, "1"), ("threads", 4, "null"), ("processes", 2, "64")]
+    for kind, workers, batch in engines:
+        place = f"{kind}-{workers}-{batch}"
+        outcome = ran(*common, f"engine={kind}", f"engine.workers={workers}", f"+engine.batch_size={batch}" if kind == "serial" else f"engine.batch_size={batch}", f"cache.dir={place}", f"output.dir=out-{place}")  # fmt: skip
+        assert set(states(outcome).values()) == {"computed"}
+        found.append(digests(outcome.folder))
+    assert all(other == found[0] for other in found[1:])
+
+
+def test_shards_leave_no_seams(texts):
+    common = ["corpus=text", "corpus.paths=[texts]", "corpus.document=line", "tokenizer=bytes", *SMALL, "embedding=none"]
+    one = ran(*common, "output.dir=one")
+    many = ran(*common, "corpus.shard_bytes=3000", "output.dir=many")
+    assert table(one.folder).equals(table(many.folder))
+
+
+def test_a_damaged_file_is_set_aside_and_only_its_shard_is_computed_again(texts):
+    common = ["corpus=text", "corpus.paths=[texts]", *SMALL, "corpus.shard_bytes=3000"]
+    first = ran(*common, "output.dir=one")
+    victim = sorted(Path("data/cache/window").glob("*/00000.arrow"))[0]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.chmod(0o644)
+    copy = victim.with_name("copy")
+    copy.write_bytes(data)
+    copy.replace(victim)
+    cache._verified.clear()
+    again = ran(*common, "output.dir=two")
+    assert states(again)["window"] == "computed" and states(again)["encode"] == "cached"
+    assert digests(first.folder) == digests(again.folder)
+    assert list(Path("data/cache/quarantine").iterdir())
+
+
+def test_a_damaged_output_is_written_again(at):
+    outcome = ran(*SMALL)
+    path = outcome.folder / "README.md"
+    path.write_text("mine now")
+    again = ran(*SMALL)
+    assert again.published and path.read_text() != "mine now"
+
+
+def test_a_folder_that_is_not_ours_is_never_touched(at):
+    folder = Path("outputs/sample")
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="was not written by this pipeline"):
+        ran(*SMALL)
+    assert [p.name for p in folder.iterdir()] == ["thesis.tex"] and not Path("data/cache").exists()
+
+
+def test_jobs_of_a_sweep_live_inside_the_output_and_survive_a_run_of_their_parent(at):
+    ran(*SMALL, job="window.stride=8")
+    ran(*SMALL)
+    ran("window.context_length=8", *SMALL[2:])
+    inside = Path("outputs/sample/window.stride=8")
+    assert cache.unseal(inside / "manifest.json") is not None
+    assert cache.unseal(Path("outputs/sample/manifest.json"))["config"]["window"]["context_length"] == 8
+    assert not Path("outputs/.tmp").exists()
+
+
+def test_more_context_than_corpus_is_an_input_error_with_both_numbers(at):
+    Path("tiny.txt").write_text("only a few words here")
+    with pytest.raises(InputError, match=r"corpus has \d+ tokens, one window needs 257; lower window.context_length"):
+        ran("corpus=text", "corpus.paths=[tiny.txt]", "tokenizer=bytes")
+
+
+def test_a_corpus_of_white_space_is_an_input_error_with_the_counts(at):
+    Path("blank.txt").write_text(" \n\n ")
+    with pytest.raises(InputError, match="0 usable documents"):
+        ran("corpus=text", "corpus.paths=[blank.txt]")
+
+
+def test_a_renamed_or_touched_corpus_is_a_cache_hit(texts):
+    ran("corpus=text", "corpus.paths=[texts]", *SMALL, "name=x")
+    texts.rename(texts.with_name("renamed"))
+    (texts.with_name("renamed") / "a.txt").touch()
+    assert set(states(ran("corpus=text", "corpus.paths=[renamed]", *SMALL, "name=x")).values()) == {"cached"}
+
+
+# -- the facts of the chapter -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def verdict(assets, at):
+    return ["corpus=verdict", "embedding=none"]
+
+
+def test_gpt2_counts_5145_tokens_and_these_windows(verdict):
+    one = ran(*verdict, "tokenizer=gpt2", "window.context_length=4", "window.stride=1")
+    assert one.ledger["encode"]["tokens"] == 5145 and one.rows == 5141
+    rows = table(one.folder)
+    assert rows["input_ids"][0].as_py() == [40, 367, 2885, 1464] and rows["target_ids"][0].as_py() == [367, 2885, 1464, 1807]
+    assert rows["input_ids"][4].as_py() == [1807, 3619, 402, 271]
+    assert ran(*verdict, "tokenizer=gpt2", "window.context_length=256", "window.stride=128").rows == 39
+    assert ran(*verdict, "tokenizer=gpt2", "window.context_length=1024", "window.stride=1024").rows == 5
+
+
+def test_bert_counts_5212_tokens_that_begin_as_in_the_chapter(verdict):
+    outcome = ran(*verdict, "tokenizer=bert")
+    assert outcome.ledger["tokenize"]["tokens"] == 5212
+    vocabulary = json.loads((outcome.folder / "vocabulary.json").read_text("utf-8"))
+    assert len(vocabulary) == 30522
+    named = {"women": 2308, "[unused452]": 457, "sponsorship": 12026, "devout": 26092, "1950s": 4856}
+    assert {token: vocabulary[token] for token in named} == named
+    reverse = {i: token for token, i in vocabulary.items()}
+    first = table(outcome.folder)["input_ids"][0].as_py()[:10]
+    assert [reverse[i] for i in first] == "i had always thought jack gi ##sb ##urn rather a".split()
+
+
+def test_bert_with_special_tokens_gives_the_tensors_of_the_chapter(verdict):
+    outcome = ran(*verdict, "tokenizer=bert", "window=document", "window.truncate=true")
+    rows = table(outcome.folder)
+    assert rows.column_names == ["input_ids", "attention_mask", "token_type_ids"] and rows.num_rows == 1
+    assert all(len(rows[name][0]) == 512 for name in rows.column_names)
+    assert rows["input_ids"][0].as_py()[:10] == [101, 1045, 2018, 2467, 2245, 2990, 21025, 19022, 14287, 2738]
+    assert rows["input_ids"][0].as_py()[-1] == 102 and set(rows["attention_mask"][0].as_py()) == {1}
+
+
+def test_words_count_4690_tokens(verdict):
+    assert ran(*verdict, "tokenizer=words").ledger["tokenize"]["tokens"] == 4690
+
+
+def test_the_embedding_layer_for_bert_has_30522_rows_of_768(assets, at):
+    from safetensors.numpy import load_file
+
+    outcome = ran("corpus=verdict", "tokenizer=bert", "embedding.embedding_dim=768", "embedding.vectors=never")
+    weight = load_file(outcome.folder / "embeddings.safetensors")["token_embeddings"]
+    assert weight.shape == (30522, 768) and abs(float(weight.std()) - 1) < 0.01
+
+
+def test_words_by_first_appearance_after_pad_and_unk(at):
+    Path("love.txt").write_text("I love learning because I love new things")
+    outcome = ran("corpus=text", "corpus.paths=[love.txt]", "tokenizer=words", "tokenizer.lowercase=true", "window.context_length=7", "embedding=none")  # fmt: skip
+    row = table(outcome.folder)
+    assert row["input_ids"][0].as_py() + row["target_ids"][0].as_py()[-1:] == [2, 3, 4, 5, 2, 3, 6, 7]
+
+
+def test_the_rat_of_rome_gives_eight_growing_pairs(at):
+    Path("rato.txt").write_text("O rato roeu a roupa do rei de Roma")
+    outcome = ran("corpus=text", "corpus.paths=[rato.txt]", "tokenizer=words", "window=prefix", "embedding=none")
+    words = {i: w for w, i in json.loads((outcome.folder / "vocabulary.json").read_text("utf-8")).items()}
+    rows = table(outcome.folder)
+    pairs = [([words[i] for i in a], words[b[0]]) for a, b in zip(rows["input_ids"].to_pylist(), rows["target_ids"].to_pylist(), strict=True)]
+    text = "O rato roeu a roupa do rei de Roma".split()
+    assert pairs == [(text[:n], text[n]) for n in range(1, 9)]
+
+
+@pytest.mark.parametrize("choice", sorted(f"{p.parent.name}={p.stem}" for p in (ROOT / "conf").glob("*/*.yaml")))
+def test_every_choice_under_conf_composes_and_names_no_code(choice):
+    group, name = choice.split("=")
+    text = (ROOT / "conf" / group / f"{name}.yaml").read_text()
+    assert "_target_" not in text
+    composed(f"+{choice}" if group == "experiment" else choice)
