@@ -186,12 +186,12 @@ class Splintr:
         newer = pc.match_substring_regex(text, NEWER_UNICODE)
         if not pc.any(newer).as_py():
             return self._encode(text)
-        ids, offsets = self._encode(pc.if_else(newer, "", text))
+        ids, offsets = self._encode(text.filter(pc.invert(newer)))
         others, edges = self.reference().encode(text.filter(newer))
         rows = np.frombuffer(pc.indices_nonzero(newer).buffers()[1], np.uint64, len(edges) - 1).astype(np.int64)
-        lengths = np.diff(offsets)
-        lengths[rows] = np.diff(edges)
-        merged = np.insert(ids, np.repeat(offsets[rows], np.diff(edges)), others)
+        before = rows - np.arange(len(rows))  # documents of the first kind that stand before each of the second
+        lengths = np.insert(np.diff(offsets), before, np.diff(edges))
+        merged = np.insert(ids, np.repeat(offsets[before], np.diff(edges)), others)
         return merged, np.concatenate([[0], np.cumsum(lengths)])
 
     def _encode(self, text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:

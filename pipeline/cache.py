@@ -388,10 +388,10 @@ class Cache:
             content = None
             with contextlib.suppress(PipelineError):
                 content = entry.manifest()
-            counts = [note.get("counts", {}) for note in content["files"].values()] if content else []
-            rows = sum(c["rows"] for c in counts) if counts and all("rows" in c for c in counts) else None
+            notes = content["files"].values() if content else ()
+            rows = [note["counts"]["rows"] for note in notes if "rows" in note.get("counts", {})]
             used = entry.last_use()
-            listed.append(Listed(entry.stage, entry.key, _size(entry.folder), rows, used, content is not None))
+            listed.append(Listed(entry.stage, entry.key, _size(entry.folder), sum(rows) if rows else None, used, content is not None))
         return sorted(listed, key=lambda e: (e.used, e.stage, e.key))
 
     def verify(self, workers: int = 1) -> Iterator[tuple[Path, str | None]]:
@@ -692,10 +692,11 @@ def why(entry: Entry, upstream: dict[str, Entry] | None = None) -> list[str]:
     """
     stored = sorted((entry.cache.root / entry.stage).glob("*/manifest.json"), key=_mtime, reverse=True)[:16]
     others = [identity for path in stored if path.parent.name != entry.key and (identity := _identity(path))]
-    return min((_explain(old, entry, upstream or {}) for old in others), key=len, default=[])
+    return min((explain(old, entry, upstream or {}) for old in others), key=len, default=[])
 
 
-def _explain(old: Json, new: Entry, known: dict[str, Entry], prefix: str = "") -> list[str]:
+def explain(old: Json, new: Entry, known: dict[str, Entry], prefix: str = "") -> list[str]:
+    """What differs between an identity and that of an entry, one line a field; `known` as `upstream` in `why`."""
     before, after = flatten(old), flatten(new.identity)
     lines: list[str] = []
     for name in sorted(before.keys() | after.keys()):
@@ -706,7 +707,7 @@ def _explain(old: Json, new: Entry, known: dict[str, Entry], prefix: str = "") -
         source = known.get(str(now)) if stage != name else None
         earlier = source and _identity(source.cache.root / stage / str(was) / "manifest.json")
         if source and earlier:
-            lines += _explain(earlier, source, known, f"{stage}: ")
+            lines += explain(earlier, source, known, f"{stage}: ")
         else:
             lines.append(f"{prefix}{name} {_short(was)} → {_short(now)}")
     return list(dict.fromkeys(lines))  # two stages may have read from the same changed one

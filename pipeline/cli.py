@@ -16,8 +16,8 @@ from typing import Any
 
 from pipeline import config as configs
 from pipeline import console
-from pipeline.output import in_order
 from pipeline.errors import ConfigError, Interrupted, PipelineError, ResourceError, from_os_error
+from pipeline.output import in_order
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,8 @@ def plain(cfg: Any) -> tuple[configs.Config, dict[str, Any]]:
     except ConfigError:
         _forget_record()
         raise
-    return config, configs.recorded(recorded)
+    assert isinstance(config, configs.Config) and isinstance(recorded, dict)
+    return config, configs.recorded({str(group): value for group, value in recorded.items()})
 
 
 def _forget_record() -> None:
@@ -240,7 +241,8 @@ def _compare(jobs: list[Job]) -> None:
         outcome = job.outcome
         computed = [s.stage for s in outcome.stages if s.state != "cached"]
         counts = outcome.ledger["window"]
-        rows.append([job.name, outcome.rows, counts.get("targets", ""), counts.get("tail", ""), outcome.seconds, ", ".join(computed) or "all cached"])  # fmt: skip
+        said = ", ".join(computed) or "all cached"
+        rows.append([job.name, outcome.rows, counts.get("targets", ""), counts.get("tail", ""), outcome.seconds, said])
     console.table("jobs", ["job", "rows", "targets", "tail", "seconds", "computed"], rows)
     done = [job.outcome.folder for job in jobs if job.outcome is not None]
     if done:

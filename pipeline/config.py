@@ -203,7 +203,7 @@ def check_arguments(arguments: list[str]) -> None:
         key = key.lstrip("+~")
         if SECRET_KEY.search(key) or SECRET_VALUE.search(argument):
             raise ConfigError(
-                f"{key.split('=')[0][:40]!r} looks like a secret: put it in the environment (HF_TOKEN), not on the command line."
+                f"{key[:40]!r} looks like a secret: put it in the environment (HF_TOKEN), not on the command line."
             )
         if UNSAFE_KEY.search(key) or "_target_" in value:
             raise ConfigError(f"unsafe override {key!r}: configuration is data here and may not name code.")

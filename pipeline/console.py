@@ -55,10 +55,12 @@ def duration(seconds: float) -> str:
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
     """Progress of `total` bytes of work; call the result with the bytes that are done."""
-    if sys.stderr.isatty():
-        with _bar(what, total) as advance:
-            yield advance
-        return
+    with _bar(what, total) if sys.stderr.isatty() else _lines(what, total) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _lines(what: str, total: int) -> Iterator[Advance]:
     started = said = time.monotonic()
     done = 0
 

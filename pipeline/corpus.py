@@ -33,6 +33,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
@@ -239,6 +240,7 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool) -> Batches
     read = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}[corpus.format]
     for part in shard.parts:
         nul = size = 0
+        skipped = counts["dropped_undecodable_documents"]
         try:
             with open(part.path, "rb", buffering=0) as file:
                 stat = file_stat(file.fileno())
@@ -257,11 +259,19 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool) -> Batches
             raise from_os_error(error, part.path) from error
         counts["nul_bytes"] += nul
         if nul > size / 1000:
-            log.warning("%r holds %d NUL bytes in %d: is it a binary file?", part.path, nul, size)
+            _warn(f"{part.path!r} holds {nul} NUL bytes in {size}: is it a binary file?")
+        if skipped := counts["dropped_undecodable_documents"] - skipped:
+            _warn(f"{part.path!r}: {skipped} documents from byte or row {part.start} on are not UTF-8 and were skipped.")
         if corpus.format != "parquet":
             counts["bytes"] += part.end - part.start
         if part.start == part.end:
             counts["empty_files"] += 1
+
+
+@lru_cache
+def _warn(message: str) -> None:
+    """Warn once, however often a part is read in a run."""
+    log.warning("%s", message)
 
 
 def _blank(data: np.ndarray, starts: np.ndarray, stops: np.ndarray, white: np.ndarray = WHITE) -> np.ndarray:

@@ -42,7 +42,9 @@ def require_ours(folder: Path) -> None:
         inside = {p.name for p in folder.iterdir()}
         if not inside or cache.unseal(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
             return
-    raise ConfigError(f"{str(folder)!r} exists and was not written by this pipeline: nothing was touched. Set output.dir= or name=.")
+    raise ConfigError(
+        f"{str(folder)!r} exists and was not written by this pipeline: nothing was touched. Set output.dir= or name=."
+    )
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -65,7 +67,7 @@ def features(schema: Any) -> Json:
 
 def dataset_json(schema: Any, names: list[str], fingerprint: str, description: str) -> dict[str, bytes]:
     """`state.json` and `dataset_info.json` as `datasets.Dataset.save_to_disk` lays them out."""
-    state = {
+    state: Json = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": fingerprint,
         "_format_columns": None,
@@ -92,7 +94,9 @@ def card(name: str, manifest: Json) -> bytes:
         for what, count in sorted(counts.items())
     )
     keys = "\n".join(f"| {stage} | `{key}` |" for stage, key in in_order(manifest["keys"]))
-    sources = "\n".join(f"| {os.path.basename(s['path'])!r} | {s['bytes']:,} | `{s['sha256']}` |" for s in manifest["sources"][:100])
+    sources = "\n".join(
+        f"| {os.path.basename(s['path'])!r} | {s['bytes']:,} | `{s['sha256']}` |" for s in manifest["sources"][:100]
+    )
     more = len(manifest["sources"]) - 100
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{rows:,} rows from {ids:,} token IDs, prepared for pretraining.\n\n"
@@ -117,7 +121,8 @@ def publish(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, 
     import hashlib
 
     notes = {
-        name: {"bytes": note["bytes"], "sha256": note["sha256"]} | {k: v for k, v in note.get("counts", {}).items() if k == "rows"}
+        name: {"bytes": note["bytes"], "sha256": note["sha256"]}
+        | {k: v for k, v in note.get("counts", {}).items() if k == "rows"}
         for name, (_, note) in links.items()
     }
     notes |= {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in texts.items()}

@@ -23,12 +23,14 @@ import stat as stat_module
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.cache import MANIFEST_LIMIT, SCHEMA, Cache, digest, hash_file, seal, unseal
 from pipeline.config import Corpus
+from pipeline.console import progress
 from pipeline.errors import ConfigError, InputError, IntegrityError, from_os_error
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ VERSION = 1  # of what a note remembers
 LINE = re.compile(rb"\n")
 BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 READ = 1 << 16  # bytes looked at in one go for a border
-SPLITS = 4  # at most so many parts from one row group: each has to decode the rows before its own
+SPLITS = 4  # at most so many parts from one row group: each decodes the rows before its own, 2.5 times the work in all
+LONG = 1 << 30  # bytes: hashing more than this shows its progress
 CLOCK = 2  # seconds: a file changed again within the step of the file system's clock would keep its ctime
 
 Stat = tuple[int, int, int, int]
@@ -372,9 +375,15 @@ def _source_sha256(ranges: list[Range], corpus: Corpus) -> str:
 def _measure(files: dict[str, Stat], corpus: Corpus, workers: int) -> dict[str, list[Range]]:
     """The ranges of files, hashed in threads. Raises InputError where one changes meanwhile."""
     borders = {path: _borders(path, stat[1], corpus) for path, stat in files.items()}
-    ranges = [(path, start, end) for path, edges in borders.items() for start, end in itertools.pairwise(edges)]
-    with ThreadPoolExecutor(workers) as pool:
-        shas = list(itertools.chain.from_iterable(pool.map(_hash, _batched(ranges, corpus.shard_bytes))))
+    jobs = list(
+        _jobs([(path, *edge) for path, edges in borders.items() for edge in itertools.pairwise(edges)], corpus.shard_bytes)
+    )
+    size = sum(stat[1] for stat in files.values())
+    shas: list[str] = []
+    with ThreadPoolExecutor(workers) as pool, progress("plan", size) if size > LONG else nullcontext(int) as advance:
+        for job, hashed in zip(jobs, pool.map(_hash, jobs), strict=True):
+            shas += hashed
+            advance(sum(end - start for _, start, end in job))
     measured: dict[str, list[Range]] = {}
     done = iter(shas)
     for path, edges in borders.items():
@@ -392,7 +401,7 @@ def _measure(files: dict[str, Stat], corpus: Corpus, workers: int) -> dict[str, 
     return measured
 
 
-def _batched(ranges: list[tuple[str, int, int]], size: int) -> Iterator[list[tuple[str, int, int]]]:
+def _jobs(ranges: list[tuple[str, int, int]], size: int) -> Iterator[list[tuple[str, int, int]]]:
     """Consecutive ranges, about `size` bytes at a time, so that a hundred thousand small files are few jobs."""
     batch: list[tuple[str, int, int]] = []
     total = 0
@@ -419,11 +428,23 @@ def require_planned(file: BinaryIO, part: Part, corpus: Corpus) -> None:
     `file` is the open file itself, not its name, under which another may lie by now. A file that only grew
     passes: the bytes of the part are what they were.
     """
-    edges = [part.start, part.end]
-    if corpus.format == "parquet":
-        edges = _borders(part.path, os.stat(file.fileno()).st_size, corpus)
-    if _combined([sha256_range(file, start, end) for start, end in itertools.pairwise(edges)]) != part.sha256:
+    parquet = corpus.format == "parquet"
+    sha = _parquet_sha256(file, part.path, corpus) if parquet else sha256_range(file, part.start, part.end)
+    if sha != part.sha256:
         raise InputError(f"{part.path!r} changed during the run; nothing was published from it. Run again.")
+
+
+_parquet_shas: dict[tuple[str, int, Stat], str] = {}
+
+
+def _parquet_sha256(file: BinaryIO, path: str, corpus: Corpus) -> str:
+    """The digest of a whole Parquet file. Its parts share it, so it is made once per process for a state of the file."""
+    stat = file_stat(file.fileno())
+    key = (path, corpus.shard_bytes, stat)
+    if key not in _parquet_shas:
+        borders = _borders(path, stat[1], corpus)
+        _parquet_shas[key] = _combined([sha256_range(file, start, end) for start, end in itertools.pairwise(borders)])
+    return _parquet_shas[key]
 
 
 # -- remember ---------------------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
 """One row of a finished dataset as a person reads it.
 
-    python -m scripts.show outputs/verdict --row 3
+python -m scripts.show outputs/verdict --row 3
 """
 
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ class Shown:
         self.folder = folder
         manifest = cache.unseal(folder / "manifest.json")
         if manifest is None:
-            raise ConfigError(f"{str(folder)!r} is not a finished dataset of this pipeline: it has no manifest.json that is whole.")
+            raise ConfigError(
+                f"{str(folder)!r} is not a finished dataset of this pipeline: it has no manifest.json that is whole."
+            )
         self.manifest = manifest
         known = {f: manifest["config"]["window"][f] for f in Window.__dataclass_fields__ if f in manifest["config"]["window"]}
         self.window = Window(**known)
@@ -51,9 +52,8 @@ class Shown:
     def origin(self, index: int) -> list[str]:
         """Where a row's text came from: file and byte range of each document that it touches."""
         lengths = self.documents["tokens"].combine_chunks()
-        first, tokens = window.position(self.window, np.asarray(lengths), index % self.manifest["rows"])
+        first, stop = window.position(self.window, np.asarray(lengths), index % self.manifest["rows"])
         starts = np.asarray(self.documents["first"].combine_chunks())
-        stop = first + tokens
         low = int(np.searchsorted(starts, first, "right")) - 1
         high = int(np.searchsorted(starts, stop - 1, "right")) - 1
         lines = [f"stream positions {first:,} to {stop:,}"]
@@ -65,6 +65,10 @@ class Shown:
         if high > low + 8:
             lines.append(f"and {high - low - 8} more documents")
         return lines
+
+    def token(self, i: int) -> str:
+        """The token of an ID, fit for a terminal."""
+        return console.printable(self.vocabulary.get(i, f"[{i}]").translate(SPACES))
 
     def decode(self, ids: list[int]) -> str:
         """IDs as text, special tokens included."""
@@ -79,13 +83,16 @@ def show(folder: Path, index: int, width: int | None = None) -> str:
     shown = Shown(folder)
     row = shown.row(index)
     width = width or shutil.get_terminal_size((100, 24)).columns
-    token = lambda i: console.printable(shown.vocabulary.get(i, f"[{i}]").translate(SPACES))  # noqa: E731
     inputs, targets = row["input_ids"], row.get("target_ids")
-    out = [f"row {index % shown.manifest['rows']:,} of {shown.manifest['rows']:,} in {os.fspath(folder)}", *shown.origin(index), ""]
-    lines = {"input": [token(i) for i in inputs], "id": [str(i) for i in inputs]}
+    out = [
+        f"row {index % shown.manifest['rows']:,} of {shown.manifest['rows']:,} in {os.fspath(folder)}",
+        *shown.origin(index),
+        "",
+    ]
+    lines = {"input": [shown.token(i) for i in inputs], "id": [str(i) for i in inputs]}
     if targets is not None:
         shift = len(inputs) - len(targets)
-        lines["target"] = [""] * shift + [token(i) for i in targets]
+        lines["target"] = [""] * shift + [shown.token(i) for i in targets]
         lines["id "] = [""] * shift + [str(i) for i in targets]
     for name in ("attention_mask", "token_type_ids"):
         if name in row:
@@ -113,5 +120,3 @@ def _columns(lines: dict[str, list[str]], width: int) -> list[str]:
         out.append("")
         start = stop
     return out[:-1]
-
-

@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline import cache, console, engine
@@ -78,25 +77,26 @@ def _open(options: argparse.Namespace) -> cache.Cache:
 def _ls(options: argparse.Namespace) -> None:
     rows: list[list[object]] = []
     for entry in _open(options).ls():
-        age = console.duration(time.time() - entry.used)
-        rows.append([entry.stage, entry.key, "" if entry.rows is None else entry.rows, console.size(entry.bytes), f"{age} ago", "" if entry.whole else "unfinished"])  # fmt: skip
+        used, state = f"{console.duration(time.time() - entry.used)} ago", "" if entry.whole else "unfinished"
+        rows.append([entry.stage, entry.key, entry.rows or "", console.size(entry.bytes), used, state])
     console.table("", ["stage", "key", "rows", "bytes", "used", ""], rows)
 
 
 def _why(options: argparse.Namespace) -> None:
     opened = _open(options)
     entries = [entry for entry in map(_with_identity, opened.entries()) if entry is not None]
+    known = {entry.key: entry for entry in entries}
     if not options.keys:
         newest = {entry.stage: entry for entry in sorted(entries, key=cache.Entry.last_use)}
         for entry in newest.values():
-            reasons = cache.why(entry, entries)
+            reasons = cache.why(entry, known)
             print(f"{entry.stage} {entry.key}: {'; '.join(reasons) or 'the only one of its stage'}")
         return
     chosen = [_one(entries, key) for key in options.keys]
     if len(chosen) == 1:
-        print("; ".join(cache.why(chosen[0], entries)) or "the only one of its stage")
+        print("; ".join(cache.why(chosen[0], known)) or "the only one of its stage")
     elif len(chosen) == 2:
-        print("\n".join(cache.differences(chosen[0], chosen[1], entries)) or "no difference")
+        print("\n".join(cache.explain(chosen[0].identity, chosen[1], known)) or "no difference")
     else:
         raise ConfigError("cache why takes one key or two.")
 
@@ -117,10 +117,7 @@ def _one(entries: list[cache.Entry], key: str) -> cache.Entry:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    if options.dataset is not None:
-        checked = _check_dataset(options.dataset)
-    else:
-        checked = _check_cache(options)
+    checked = _check_dataset(options.dataset) if options.dataset else _open(options).verify(engine.cores())
     files, damaged = 0, 0
     for path, problem in checked:
         files += 1
@@ -132,15 +129,12 @@ def _verify(options: argparse.Namespace) -> None:
         raise IntegrityError("run the pipeline again: it sets damaged files aside and computes only them.")
 
 
-def _check_cache(options: argparse.Namespace) -> Iterator[tuple[Path, str | None]]:
-    with ThreadPoolExecutor(engine.cores()) as pool:
-        yield from _open(options).verify(pool.map)
-
-
 def _check_dataset(folder: Path) -> Iterator[tuple[Path, str | None]]:
     manifest = cache.unseal(folder / "manifest.json")
     if manifest is None:
-        raise IntegrityError(f"{str(folder)!r} has no manifest.json that is whole: it is not a finished dataset of this pipeline.")
+        raise IntegrityError(
+            f"{str(folder)!r} has no manifest.json that is whole: it is not a finished dataset of this pipeline."
+        )
     for name, note in manifest["files"].items():
         try:
             size, sha = cache.hash_file(folder / name)
@@ -148,7 +142,10 @@ def _check_dataset(folder: Path) -> Iterator[tuple[Path, str | None]]:
             yield folder / name, str(error.strerror)
             continue
         same = (size, sha) == (note["bytes"], note["sha256"])
-        yield folder / name, None if same else f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {size} bytes, sha256 {sha}"
+        yield (
+            folder / name,
+            None if same else f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {size} bytes, sha256 {sha}",
+        )
 
 
 def _gc(options: argparse.Namespace) -> None:

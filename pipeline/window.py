@@ -211,6 +211,25 @@ def chunk(stream: Stream, plan: WindowPlan, shard: WindowShard) -> Iterator[pa.R
         row += len(arrays[0])
 
 
+def position(w: config.Window, lengths: np.ndarray, row: int) -> tuple[int, int]:
+    """Where row `row` lies in the stream: its first position, and the one behind its last input or target.
+
+    `lengths` are the IDs of each document, int64 `[documents]`; padding and special tokens have no position.
+
+    >>> position(config.Window(context_length=4, stride=2), np.array([9]), 1)
+    (2, 7)
+    """
+    whole = np.array([lengths.sum()]) if _crosses(w) else lengths
+    first_row, begins = adjoin(_row_counts(w, whole)), adjoin(whole)
+    document = int(np.searchsorted(first_row, row, "right")) - 1
+    begin, end, nth = int(begins[document]), int(begins[document + 1]), row - int(first_row[document])
+    if w.mode == "document":
+        return begin, end
+    if w.mode == "prefix":
+        return max(begin, begin + nth + 1 - w.context_length), begin + nth + 2
+    return begin + nth * _stride(w), min(begin + nth * _stride(w) + w.context_length + 1, end)
+
+
 def _sliding(stream: Stream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray, nth: np.ndarray) -> list[pa.Array]:
     """Columns for window `nth` of the documents at [begin, end)."""
     length = plan.window.context_length

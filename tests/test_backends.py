@@ -2,6 +2,8 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -288,6 +290,28 @@ def test_two_threads_on_one_core_get_the_same_ids(built, name):
         for some, edges in pool.map(core.encode, [text] * 8):
             assert np.array_equal(some, ids)
             assert np.array_equal(edges, offsets)
+
+
+@pytest.mark.parametrize("name", ["bpe", "wordpiece"])
+def test_a_fast_core_imports_neither_pandas_nor_awkward_and_hugging_face_only_where_needed(built, name, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(built(name))
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+from pipeline import backends
+data = Path(sys.argv[1]).read_bytes()
+core = backends.open_core(backends.choose(data, "auto"), data, False)
+for raw in ("a b c d", "a b c\u2e52"):
+    offsets = np.array([0, 3, 3, len(raw.encode())], np.int32)
+    ids, edges = core.encode(pa.StringArray.from_buffers(3, pa.py_buffer(offsets), pa.py_buffer(raw.encode())))
+    assert len(edges) == 4 and len(ids) == edges[-1] > 0
+    print([module for module in ("pandas", "awkward", "transformers", "torch", "tokenizers") if module in sys.modules])
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "tokenizer.json")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split("\n")[:2] == ["[]", "[]" if name == "bpe" else "['tokenizers']"]
 
 
 def test_differences_counts_documents(built):

@@ -514,6 +514,55 @@ def test_a_damaged_file_is_set_aside_with_one_warning_and_it_alone_is_computed(
     assert sum("manifest.json" in name for name in aside) == 1
 
 
+def test_a_kill_that_left_receipts_beside_the_manifest_does_not_double_the_warning(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    for name, note in make(entry)["files"].items():
+        entry._publish_receipt(name, note)
+    DAMAGE["cut in half"](entry.path("00001.arrow"))
+    caches._verified.clear()
+    make(entry)
+    assert len(caplog.messages) == 1
+    require_whole(entry)
+
+
+def test_a_file_that_another_run_mends_meanwhile_is_not_set_aside(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    path = entry.path("00001.arrow")
+    DAMAGE["cut in half"](path)
+    caches._verified.clear()
+    real = caches.hash_file
+
+    def mended_after(handle: int) -> tuple[int, str]:
+        found = real(handle)
+        if found[0] == 500:
+            path.unlink()
+            path.write_bytes(SHARDS["00001.arrow"])
+        return found
+
+    monkeypatch.setattr(caches, "hash_file", mended_after)
+    assert entry.verified() is None
+    assert path.read_bytes() == SHARDS["00001.arrow"]
+
+
+def test_a_file_that_another_run_replaces_at_once_is_not_taken_for_ours(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    real = os.replace
+
+    def replace(old: Path, new: Path) -> None:
+        real(old, new)
+        if Path(new).suffix == ".arrow":
+            damaged(Path(new), b"wrong")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with entry.write("00000.arrow") as file:
+            file.write(b"right")
+    assert entry.receipt("00000.arrow") is None
+
+
 def test_a_damaged_manifest_means_that_the_entry_is_computed_again(cache: Cache) -> None:
     entry, computed = cache.entry("ids", IDENTITY), []
     make(entry)
@@ -867,6 +916,16 @@ def test_ls_tells_stage_key_bytes_rows_and_age(cache: Cache) -> None:
     assert 10_000 < one.bytes < 11_000
     assert 45 < time.time() - one.used < 65
     assert (two.stage, two.rows, two.whole) == ("load", None, False)
+
+
+def test_verify_takes_nothing_from_memory(cache: Cache) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    path = entry.path("00001.arrow")
+    DAMAGE["a flipped bit"](path)
+    caches._verified[path] = caches._state(path.lstat())
+    assert entry.verified() is not None
+    assert [p for p, problem in cache.verify() if problem] == [path]
 
 
 def test_verify_names_every_damaged_file_and_changes_nothing(cache: Cache) -> None:

@@ -20,7 +20,7 @@ from pipeline.cache import Cache
 from pipeline.config import Config, Corpus, check
 from pipeline.errors import ConfigError, InputError
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Document = tuple[bytes, int, int, int]  # text, source, start, end
 
 
@@ -275,7 +275,9 @@ def test_a_bad_byte_deep_in_a_giant_document_is_found_at_its_place(
             documents(Corpus(paths=[path], document="line", errors=errors), tmp_path)
 
 
-def test_replace_and_skip_keep_every_other_row_and_count_the_bad_one(file: Callable[[bytes], str], tmp_path: Path) -> None:
+def test_replace_and_skip_keep_every_other_row_and_count_the_bad_one(
+    file: Callable[[bytes], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = file(b"one\ntw\xffo\nthree\n")
     counts: Counter[str] = Counter()
     assert texts(Corpus(paths=[path], document="line", errors="replace"), tmp_path, counts) == ["one", "tw\ufffdo", "three"]
@@ -283,6 +285,7 @@ def test_replace_and_skip_keep_every_other_row_and_count_the_bad_one(file: Calla
     counts = Counter()
     assert texts(Corpus(paths=[path], document="line", errors="skip"), tmp_path, counts) == ["one", "three"]
     assert (counts["dropped_undecodable_documents"], counts["dropped_undecodable_bytes"]) == (1, 4)
+    assert "1 documents from byte or row 0 on are not UTF-8 and were skipped" in caplog.text
 
 
 def test_other_encodings_are_read_where_they_are_named(

@@ -156,6 +156,26 @@ def test_the_item_of_a_dead_worker_is_tried_once_more(
     assert "once more, with one worker" in message and str(items[3]) in message
 
 
+def crowded(item: tuple[int, str]) -> list[str]:
+    """Which other items are being computed; the first try of item 1 dies."""
+    number, folder = item
+    mine = Path(folder, str(number))
+    if number == 1 and not mine.with_name("tried").exists():
+        mine.with_name("tried").touch()
+        os._exit(1)
+    mine.touch()
+    time.sleep(0.2)
+    others = [p.name for p in Path(folder).iterdir() if p.name not in (mine.name, "tried")]
+    mine.unlink()
+    return others
+
+
+def test_what_is_tried_once_more_is_computed_alone(tmp_path: Path) -> None:
+    results = list(engine.run(Engine("processes", 3), crowded, [(number, str(tmp_path)) for number in range(7)]))
+    assert results[1] == []
+    assert results[3:] == [[]] * 4
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("how", "says"),

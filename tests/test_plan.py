@@ -240,7 +240,7 @@ def test_corpus_files_hold_values_only_and_every_one_fits_the_dataclass() -> Non
 # -- cut --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(st.sampled_from(["a", "bcd", "\n", "\r\n", "\n\n", " ", "\t", "\r", "é"]), max_size=40),
     step=st.integers(1, 30),

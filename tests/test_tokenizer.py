@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import backends, config, pretrained, tokenizer, training, unigram
-from pipeline.arrow import flat_list, numbers
+from pipeline.arrow import numbers
 from pipeline.config import Tokenizer as Settings
 from pipeline.errors import ConfigError, InputError, TokenizerError
 
@@ -35,7 +35,7 @@ LINES = (
     "The rain, the plain, the train: again and again and again.",
     "x" * 40 + " low lower lowest new newer newest wide wider widest",
 )
-CORPUS = tuple(line for line in LINES for _ in range(3)) + ("the end\n\nof <|endoftext|> and [PAD] it",)
+CORPUS = (*(line for line in LINES for _ in range(3)), "the end\n\nof <|endoftext|> and [PAD] it")
 KINDS = {
     "bpe": Settings(kind="bpe", vocab_size=400),
     "bpe lower": Settings(kind="bpe", vocab_size=300, lowercase=True, special_tokens=["endoftext", "<|pad|>"]),
@@ -181,12 +181,10 @@ def test_special_tokens_come_first_and_have_their_roles(made):
 
 def test_the_vocabulary_size_is_an_upper_bound_that_holds(made):
     sizes = {name: opened(folder).size for name, folder in made.items()}
-    assert sizes["bpe"] == 400 or sizes["bpe"] < 400
-    for name, settings in KINDS.items():
-        if settings.vocab_size is not None and settings.kind != "bytes":
-            assert sizes[name] <= settings.vocab_size
-    assert sizes["words lower"] == 40
-    assert sizes["bytes"] == 257
+    for name, chosen in KINDS.items():
+        if chosen.vocab_size is not None and chosen.kind != "bytes":
+            assert sizes[name] <= chosen.vocab_size
+    assert (sizes["bpe lower"], sizes["words lower"], sizes["bytes"]) == (300, 40, 257)
 
 
 def test_every_character_is_a_token_white_space_included(made):
@@ -201,7 +199,6 @@ def test_every_character_is_a_token_white_space_included(made):
 def test_characters_keep_the_most_frequent_and_then_their_order(tmp_path):
     settings = Settings(kind="chars", vocab_size=5, min_frequency=1)
     tok = opened(save(tmp_path, tokenizer.build(settings, texts("cabbacbd"))))
-    assert tok.vocab.to_pylist()[3:] == ["a", "b"] or tok.vocab.to_pylist()[3:] == ["c", "b"]
     assert tok.vocab.to_pylist()[3:] == ["c", "b"]  # a, b, c occur 2, 3, 2 times; of equals the first to appear
     assert ids_of(tok, [batch(["bd"])]) == [[4, tok.unk_id]]
 
@@ -271,15 +268,12 @@ for name, settings in KINDS.items():
 def test_training_gives_the_same_bytes_whatever_the_process():
     seen = set()
     for seed, parallel, size in (("0", "true", 1000), ("1", "false", 7), ("random", "true", 1)):
-        environment = os.environ | {
-            "PYTHONHASHSEED": seed,
-            "TOKENIZERS_PARALLELISM": parallel,
-            "RAYON_NUM_THREADS": str(size % 3 + 1),
-        }
+        threads = {"TOKENIZERS_PARALLELISM": parallel, "RAYON_NUM_THREADS": str(size % 3 + 1)}
         code = TRAIN.format(tests=str(ROOT / "tests"), root=str(ROOT), size=size)
-        seen.add(
-            subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed} | threads, capture_output=True, check=True
         )
+        seen.add(ran.stdout.decode())
     assert len(seen) == 1
     assert len(seen.pop().splitlines()) == len(KINDS)
 
@@ -362,49 +356,18 @@ def test_unigram_learns_the_words_that_repeat():
 
 # -- documents in pieces ----------------------------------------------------------------------------------
 
-ALPHABET = st.sampled_from(
-    [
-        "the",
-        " ",
-        "  ",
-        "\n",
-        "\r\n",
-        "\t",
-        "a",
-        "B",
-        "'s",
-        "'",
-        ".",
-        "--",
-        "1",
-        "908",
-        "é",
-        "é",
-        "今日",
-        "。",
-        "한",
-        "😀",
-        "👩‍👩",
-        "\0",
-        "<|endoftext|>",
-        "[PAD]",
-        "<unk>",
-        "<|end",
-        "oftext|>",
-        "endoftext",
-        "\u00a0",
-        "\u2028",
-        "İ",
-    ]  # fmt: skip
-)
+PARTS = ["the", " ", "  ", "\n", "\r\n", "\t", "a", "B", "'s", "'", ".", "--", "1", "908", "\u00e9", "e\u0301", "\0", "\u00a0"]
+PARTS += ["\u2028", "今日", "。", "한", "😀", "👩\u200d👩", "İ"]
+PARTS += ["<|endoftext|>", "[PAD]", "<unk>", "<|end", "oftext|>", "endoftext"]
+ALPHABET = st.sampled_from(PARTS)
 
 
 def pieces_of(text, cuts):
     edges = [0, *sorted({cut % (len(text) + 1) for cut in cuts} - {0, len(text)}), len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(parts=st.lists(ALPHABET, max_size=40), cuts=st.lists(st.integers(0, 10_000), max_size=8), extra=st.booleans())
 def test_a_document_in_pieces_gives_the_tokens_of_the_whole(made, parts, cuts, extra):
     text = "".join(parts)
@@ -442,15 +405,10 @@ def test_a_piece_gives_its_tokens_as_soon_as_they_are_certain(made):
 
 def plain_bpe(**extra):
     """A tokenizer.json that merges across everything: it has no place to cut."""
-    model = {
-        "type": "BPE",
-        "vocab": {"a": 0, "b": 1, " ": 2, "ab": 3, "b a": 4, "b ": 5},
-        "merges": [["b", " "], ["b ", "a"], ["a", "b"]],
-    }
-    return json.dumps(
-        {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
-         "post_processor": None, "decoder": None, "model": model} | extra
-    )  # fmt: skip
+    vocab = {"a": 0, "b": 1, " ": 2, "ab": 3, "b a": 4, "b ": 5}
+    parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    model = {"type": "BPE", "vocab": vocab, "merges": [["b", " "], ["b ", "a"], ["a", "b"]]}
+    return json.dumps({"version": "1.0", "added_tokens": [], **dict.fromkeys(parts), "model": model, **extra})
 
 
 def test_where_no_cut_is_safe_the_document_is_joined_and_said_so_once(tmp_path, caplog):
@@ -490,6 +448,18 @@ def test_the_chosen_backend_gives_the_ids_of_the_reference(made, name):
         assert ids_of(opened(folder, special, "auto"), [batch(rows)]) == ids_of(opened(folder, special, "hf"), [batch(rows)])
 
 
+def test_the_reference_gets_long_rows_in_pieces_and_gives_the_same(made, monkeypatch):
+    rows = ["a b", "", "".join(LINES) * 3, "x" * 300, LINES[0]]
+    expected = {name: ids_of(opened(folder), [batch(rows).slice(1)]) for name, folder in made.items()}
+    monkeypatch.setattr(tokenizer, "LONG", 64)
+    for name, folder in made.items():
+        pieces, first = tokenizer._cut_rows(batch(rows).slice(1)["text"], opened(folder).cut)
+        assert len(pieces) > 8
+        assert "".join(pieces.to_pylist()) == "".join(rows[1:])
+        assert len(first) == len(rows)
+        assert ids_of(opened(folder), [batch(rows).slice(1)]) == expected[name]
+
+
 def test_tokens_stand_over_the_flat_ids_without_a_copy(made):
     tok = opened(made["bytes"])
     out = next(tokenizer.tokenize([batch(["abc", "de"])], tok, Counter()))
@@ -510,7 +480,7 @@ def test_an_id_outside_the_vocabulary_is_an_error_and_never_wraps(made):
             return np.array([70000], np.uint32), np.array([0, 1])
 
     broken = tokenizer.Tokenizer(**{**vars(tok), "core": Broken()})
-    with pytest.raises(TokenizerError, match="70000.*256"):
+    with pytest.raises(TokenizerError, match=r"70000.*256"):
         ids_of(broken, [batch(["a"])])
 
 
@@ -784,7 +754,7 @@ def test_remote_code_is_never_run(tmp_path):
 
 def test_what_is_no_tokenizer_is_said_to_be_none(tmp_path):
     source = save(tmp_path / "broken", {"tokenizer.json": '{"model": 1}'})
-    with pytest.raises(TokenizerError, match="is not a tokenizer.json"):
+    with pytest.raises(TokenizerError, match=r"is not a tokenizer\.json"):
         pretrained.load(Settings(kind="pretrained", name=str(source)))
 
 
@@ -959,7 +929,8 @@ from pipeline.arrow import numbers
 folder = Path({str(made["bpe"])!r})
 tok = tokenizer.open_tokenizer(folder, tokenizer.backend(folder, "auto"), "text")
 n = numbers(np.zeros(1, np.int64)); ends = pa.Array.from_buffers(pa.bool_(), 1, [None, pa.py_buffer(b"\\x01")])
-rows = pa.record_batch([tokenizer._string(b"a b"), numbers(np.zeros(1, np.int32)), n, n, ends], names=["text", "source", "start", "end", "ends"])
+columns = [tokenizer._string(b"a b"), numbers(np.zeros(1, np.int32)), n, n, ends]
+rows = pa.record_batch(columns, names=["text", "source", "start", "end", "ends"])
 assert sum(len(b) for b in tokenizer.tokenize([rows], tok, Counter())) == 1
 print([m for m in ("torch", "transformers", "datasets", "pandas", "hydra", "tokenizers") if m in sys.modules])
 """

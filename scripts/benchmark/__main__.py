@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     for text in texts:
         todo = [c for c in commands[text.name] if c.name not in bench.left_out and c.cold not in bench.left_out]
         minutes = estimate(todo, text.text_bytes, options.rounds) / 60
-        say(f"{text.name}: {options.rounds} rounds of {', '.join(c.name for c in todo)}: about {minutes:.0f} minutes")
+        say(f"{text.name}: {options.rounds} rounds of {', '.join(c.name for c in todo)}: about {minutes:.0f} min")
         bench.rounds(text, todo, options.rounds, bench.work / "results.json")
     shutil.rmtree(bench.work / "out", ignore_errors=True)
     report.show(bench, texts)

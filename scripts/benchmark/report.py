@@ -51,7 +51,10 @@ def ratio(bench: Bench, corpus: str, over: str, under: str) -> Spread | None:
 
 
 def table(bench: Bench, corpus: str) -> list[tuple[str, ...]]:
-    """A row of text under HEADINGS for each command that ran on a corpus; IDs are compared with ours."""
+    """A row of text under HEADINGS for each command that ran on a corpus.
+
+    IDs are compared with ours, or where ours did not run with those of the first command.
+    """
     rows: list[tuple[str, ...]] = []
     digests = bench.digests.get(corpus, {})
     for command in COMMANDS:
@@ -60,7 +63,8 @@ def table(bench: Bench, corpus: str) -> list[tuple[str, ...]]:
         if wall is None:
             continue
         own = digests.get(command.name)
-        ours = [digests[c.name] for c in COMMANDS if c.name in digests and c.peer is None and c.tokenizer == command.tokenizer]
+        same = [c for c in COMMANDS if c.name in digests and c.tokenizer == command.tokenizer]
+        other = digests[min(same, key=lambda c: c.peer is not None).name] if same else None
         tokens = own["tokens"] if own else 0
         rows.append(
             (
@@ -71,7 +75,7 @@ def table(bench: Bench, corpus: str) -> list[tuple[str, ...]]:
                 digits(statistics.median(run.cpu for run in runs)),
                 f"{statistics.median(run.peak for run in runs) / 1e6:.0f}",
                 digits(runs[0].disk / tokens) if tokens else "",
-                ("equal" if own == ours[0] else "DIFFER") if own and ours else "",
+                ("equal" if own == other else "DIFFER") if own else "",
             )
         )
     return rows

@@ -1,0 +1,263 @@
+"""Each stage as a step of the line: what its key is made of, what it reads, and how its batches are made.
+
+    corpus ─▶ load ─▶ tokenizer      trained kinds read what `load` wrote
+    load ▶ tokenize ▶ encode         one phase over input shards, `make_ids`
+    window                           one over window shards, `make_windows`
+    embed                            one over the same, `make_vectors`
+
+The small functions whose names begin with an underscore run in the engine's workers and are picklable.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import backends, corpus, embedding, engine, model, plan, tokenizer, vocabulary, window
+from pipeline import config as configs
+from pipeline.arrow import numbers, read_batches, read_schema
+from pipeline.cache import Entry, Json, require_space
+from pipeline.phase import Line, Made, Step, file_name
+from pipeline.stream import Stream
+
+log = logging.getLogger(__name__)
+PROOF_BYTES = 1 << 18  # of text on which a fast tokenizer is compared with the reference in every run that uses it
+TABLES = "embeddings.safetensors"
+Result = tuple[Entry, Json]  # an entry that is whole, and its manifest
+DOCUMENTS = pa.schema(
+    [("source", pa.int32()), ("start", pa.int64()), ("end", pa.int64()), ("first", pa.int64()), ("tokens", pa.int64())]
+)
+
+
+def load(line: Line, config: configs.Config, planned: plan.Plan) -> Step:
+    """Stage `load`."""
+    entry = line.entry("load", version=corpus.VERSION, corpus=corpus.identity(config.corpus), input=planned.sha256)
+    return Step(entry, partial(_load, settings=config.corpus, rehash=not config.cache.trust_stat))
+
+
+# -- tokenizer: a step of its own, since the trained kinds must see the corpus first ----------------------
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A tokenizer that lies in the cache, and how it is to be run."""
+
+    entry: Entry
+    manifest: Json = field(hash=False, compare=False)
+    backend: str
+    special: str
+
+    def open(self) -> tokenizer.Tokenizer:
+        """The tokenizer itself; cheap when called again."""
+        return tokenizer.open_tokenizer(self.entry.folder, self.backend, self.special)
+
+
+def make_tokenizer(line: Line, config: configs.Config, planned: plan.Plan, load: Step) -> Ready:
+    """The tokenizer in the cache: found, or trained on what `load` gives."""
+    settings = config.tokenizer
+    trained = tokenizer.trained(settings)
+    upstream = {"upstream": {"load": load.entry.key}} if trained else {}
+    entry = line.entry("tokenizer", version=tokenizer.VERSION, tokenizer=tokenizer.identity(settings), **upstream)
+    if (manifest := line.cached([entry])) is None:
+        line.cache.require_writable()
+        if trained:
+            loaded = line.fulfil([load], list(planned.shards), planned.bytes, {})
+            corpus.require_documents(Counter(loaded["ledger"]["load"]), planned)
+
+        def texts() -> Iterator[pa.StringArray]:
+            for shard in planned.shards:
+                for batch in read_batches(load.entry.path(file_name(shard.index))):
+                    engine.checkpoint()
+                    yield batch["text"]
+
+        started = time.perf_counter()
+        with line.cache.lock(entry):
+            notes: Json = {}
+            for name, data in tokenizer.build(settings, texts).items():
+                with entry.write(name) as file:
+                    file.write(data)
+                notes[name] = entry.receipt(name)
+            manifest = entry.finish(list(notes), list(notes.values()), ledger={})
+        line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
+    backend = tokenizer.backend(entry.folder, settings.backend)
+    return Ready(entry, manifest, backend, config.vocabulary.special_in_text)
+
+
+# -- the stream of IDs ------------------------------------------------------------------------------------
+
+
+class BackendDiffers(Exception):
+    """The fast tokenizer gave other IDs than the reference on a sample of this corpus."""
+
+
+def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step, ready: Ready) -> Result:
+    """Phase one. Returns the entry of the IDs and its manifest."""
+    tokenize = line.entry(
+        "tokenize",
+        version=tokenizer.VERSION,
+        backend=f"{ready.backend} {backends.version(ready.backend)}",
+        vocabulary={"special_in_text": ready.special},
+        upstream={"load": load.entry.key, "tokenizer": ready.entry.key},
+    )
+    encode = line.entry(
+        "encode",
+        version=vocabulary.VERSION,
+        vocabulary=vocabulary.identity(config.vocabulary),
+        upstream={"tokenize": tokenize.key},
+    )
+    if (manifest := line.cached([load.entry, tokenize, encode])) is not None:
+        return encode, manifest
+    line.cache.require_writable()
+    sources = tuple(source.path for source in planned.sources)
+    several = corpus.several_documents(planned.shards, config.corpus)
+    marks = vocabulary.marks(config.vocabulary, ready.open(), several)
+    if marks.eos_id is not None and config.vocabulary.append_eos == "auto":
+        log.info("encode: %r ends each document (vocabulary.append_eos=auto)", ready.open().vocab[marks.eos_id].as_py())
+    steps = [
+        load,
+        Step(tokenize, partial(_tokenize, ready=ready, batch_size=config.engine.batch_size, sources=sources)),
+        Step(encode, partial(_encode, marks=marks)),
+    ]
+
+    def documents(files: Json) -> Json:
+        with encode.write("documents.arrow") as file:
+            _write_documents(file, _stream(encode, files, marks.dtype))
+        return {"documents.arrow": encode.receipt("documents.arrow")}
+
+    with ThreadPoolExecutor(1) as aside:
+        proof = None
+        if ready.backend != "hf" and tokenize.manifest() is None:
+            proof = aside.submit(_prove, ready, planned, config.corpus)
+
+        def proven() -> None:
+            if proof is not None:
+                _judge(proof.result(), ready)
+
+        manifest = line.fulfil(steps, list(planned.shards), planned.bytes, {}, None, documents, proven)
+    return encode, manifest
+
+
+def _load(source: Any, shard: plan.Shard, counts: "Counter[str]", settings: configs.Corpus, rehash: bool) -> Made:
+    return corpus.SCHEMA, corpus.load(shard, settings, counts, rehash)
+
+
+def _tokenize(
+    source: Any, shard: Any, counts: "Counter[str]", ready: Ready, batch_size: int | None, sources: tuple[str, ...]
+) -> Made:
+    tok = ready.open()
+    return tokenizer.schema(tok), tokenizer.tokenize(source, tok, counts, batch_size, sources)
+
+
+def _encode(source: Any, shard: Any, counts: "Counter[str]", marks: vocabulary.Marks) -> Made:
+    return marks.schema, vocabulary.encode(source, marks, counts)
+
+
+def _stream(encode: Entry, files: Json, dtype: str) -> Stream:
+    """The stream over the files of an `encode` entry, by their receipts."""
+    names = sorted(name for name in files if name != "documents.arrow")
+    return Stream([encode.path(name) for name in names], [files[name]["counts"].get("ids", 0) for name in names], dtype)
+
+
+def _write_documents(file: Any, stream: Stream) -> None:
+    """Where each document came from, and where its IDs lie in the stream."""
+    with pa.ipc.new_stream(file, DOCUMENTS) as writer:
+        for shard, start in enumerate(stream.starts[:-1]):
+            documents, lengths = stream.documents(shard), stream.document_lengths(shard)
+            first = numbers(start + np.cumsum(lengths) - lengths)
+            columns = [documents["source"], documents["start"], documents["end"], first, documents["tokens"]]
+            writer.write_batch(pa.record_batch(columns, schema=DOCUMENTS))
+
+
+def _prove(ready: Ready, planned: plan.Plan, settings: configs.Corpus) -> tokenizer.Proof:
+    """Compare the fast tokenizer with the reference on text from up to four places of the corpus."""
+    shards = planned.shards[:: max(1, len(planned.shards) // 4)][:4]
+    pieces = [pa.array([], pa.string())]
+    for shard in shards:
+        first = next(iter(corpus.load(shard, settings, Counter())), None)
+        if first is not None:
+            pieces.append(corpus.head(first["text"], PROOF_BYTES // len(shards)))
+    return tokenizer.prove(ready.entry.folder, ready.backend, ready.special, pa.concat_arrays(pieces))
+
+
+def _judge(proof: tokenizer.Proof, ready: Ready) -> None:
+    if proof.differing:
+        raise BackendDiffers(
+            f"{ready.backend} gives other IDs than the reference in {proof.differing} of {proof.documents} documents"
+        )
+    log.info(
+        "tokenize: %s gives the reference's IDs on %d documents, %d bytes of this corpus (%.2f s beside the work)",
+        *(ready.backend, proof.documents, proof.bytes, proof.seconds),
+    )
+
+
+# -- windows and vectors ----------------------------------------------------------------------------------
+
+
+def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: Ready, encoded: Result) -> Result:
+    """Phase two. Returns the entry of the windows and its manifest."""
+    ids, manifest = encoded
+    entry = line.entry("window", version=window.VERSION, window=window.identity(config.window), upstream={"encode": ids.key})
+    if (cached := line.cached([entry])) is not None:
+        return entry, cached
+    corpus.require_documents(Counter(manifest["ledger"]["load"]), planned)
+    tok = ready.open()
+    stream = _stream(ids, manifest["files"], vocabulary.dtype(config.vocabulary, tok.size).name)
+    pad = tok.eos_id if tok.pad_id is None else tok.pad_id
+    sources = [source.path for source in planned.sources]
+    windows = window.plan(config.window, stream.counts, stream.dtype, pad, tok.frame, stream, sources)
+    require_space(line.cache.root, windows.bytes)
+    step = Step(entry, partial(_window, stream=stream, windows=windows))
+    return entry, line.fulfil([step], list(windows.shards), windows.bytes, manifest["ledger"], windows.ledger)
+
+
+def _window(source: Any, shard: window.WindowShard, counts: "Counter[str]", stream: Stream, windows: window.WindowPlan) -> Made:
+    return window.schema(windows), window.chunk(stream, windows, shard)
+
+
+def make_vectors(line: Line, config: configs.Config, ready: Ready, windows: Result) -> Result:
+    """Phase three: the tables, and the vectors where they fit. Returns the entry and its manifest."""
+    settings, (rows, made) = config.embedding, windows
+    written, said = embedding.decide(settings, made["ledger"]["window"]["slots"])
+    log.info("embed: %s", said)
+    entry = line.entry(
+        "embed", version=embedding.VERSION, embedding=embedding.identity(settings, written), upstream={"window": rows.key}
+    )
+    if (manifest := line.cached([entry])) is not None:
+        return entry, manifest
+    tables = embedding.tables(settings, ready.open().size, config.window.context_length)
+    size = sum(table.nbytes for table in tables.values())
+    cost = embedding.vector_bytes(made["ledger"]["window"]["slots"], embedding.embedding_dim(settings), settings.dtype)
+    require_space(line.cache.root, size + cost * written)
+    with entry.write(TABLES) as file:
+        embedding.save(tables, file)
+    step = Step(entry, partial(_vectors, folder=rows.folder, tables=entry.path(TABLES), settings=settings))
+    items = [Shard(index) for index in range(len(made["files"]) * written)]
+    return entry, line.fulfil([step], items, cost, made["ledger"], None, lambda files: {TABLES: entry.receipt(TABLES)})
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A window shard to embed."""
+
+    index: int
+
+
+def _vectors(
+    source: Any, shard: Shard, counts: "Counter[str]", folder: Path, tables: Path, settings: configs.Embedding
+) -> Made:
+    path, loaded = folder / file_name(shard.index), _load_tables(tables)
+    schema = embedding.schema(read_schema(path), loaded[model.TOKENS].shape[1], settings.dtype)
+    return schema, embedding.embed(read_batches(path), loaded, settings)
+
+
+@lru_cache(maxsize=1)
+def _load_tables(path: Path) -> embedding.Tables:
+    return embedding.load(path)
