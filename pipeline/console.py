@@ -60,6 +60,23 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
+def passes(total: int) -> Iterator[Callable[[str, int], None]]:
+    """Progress of work that goes over `total` bytes more than once; call the result with the pass and its bytes so far."""
+    with contextlib.ExitStack() as stack:
+        name, done, advance = "", 0, None
+
+        def told(what: str, count: int) -> None:
+            nonlocal name, done, advance
+            if what != name or advance is None:
+                stack.close()
+                name, done, advance = what, 0, stack.enter_context(progress(what, total))
+            advance(count - done)
+            done = count
+
+        yield told
+
+
+@contextlib.contextmanager
 def _lines(what: str, total: int) -> Iterator[Advance]:
     started = said = time.monotonic()
     done = 0

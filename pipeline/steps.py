@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import backends, corpus, embedding, engine, model, plan, tokenizer, vocabulary, window
+from pipeline import backends, console, corpus, embedding, engine, model, plan, tokenizer, vocabulary, window
 from pipeline import config as configs
 from pipeline.arrow import numbers, read_batches, read_schema
 from pipeline.cache import Entry, Json, require_space
@@ -81,7 +81,9 @@ def make_tokenizer(line: Line, config: configs.Config, planned: plan.Plan, load:
         started = time.perf_counter()
         with line.cache.lock(entry):
             notes: Json = {}
-            for name, data in tokenizer.build(settings, texts).items():
+            with console.passes(planned.bytes) as progress:
+                files = tokenizer.build(settings, texts, progress)
+            for name, data in files.items():
                 with entry.write(name) as file:
                     file.write(data)
                 notes[name] = entry.receipt(name)
@@ -134,7 +136,7 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
 
     with ThreadPoolExecutor(1) as aside:
         proof = None
-        if ready.backend != "hf" and tokenize.manifest() is None:
+        if ready.backend in ("gigatoken", "splintr") and tokenize.manifest() is None:
             proof = aside.submit(_prove, ready, planned, config.corpus)
 
         def proven() -> None:
@@ -179,11 +181,13 @@ def _write_documents(file: Any, stream: Stream) -> None:
 def _prove(ready: Ready, planned: plan.Plan, settings: configs.Corpus) -> tokenizer.Proof:
     """Compare the fast tokenizer with the reference on text from up to four places of the corpus."""
     shards = planned.shards[:: max(1, len(planned.shards) // 4)][:4]
-    pieces = [pa.array([], pa.string())]
+    pieces = []
     for shard in shards:
         first = next(iter(corpus.load(shard, settings, Counter())), None)
         if first is not None:
             pieces.append(corpus.head(first["text"], PROOF_BYTES // len(shards)))
+    if not pieces:
+        return tokenizer.Proof(0, 0, 0, 0.0)
     return tokenizer.prove(ready.entry.folder, ready.backend, ready.special, pa.concat_arrays(pieces))
 
 
@@ -212,10 +216,23 @@ def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: 
     stream = _stream(ids, manifest["files"], vocabulary.dtype(config.vocabulary, tok.size).name)
     pad = tok.eos_id if tok.pad_id is None else tok.pad_id
     sources = [source.path for source in planned.sources]
-    windows = window.plan(config.window, stream.counts, stream.dtype, pad, tok.frame, stream, sources)
+    settings, frame = _unmarked(config.window, tok, manifest["ledger"]["encode"])
+    windows = window.plan(settings, stream.counts, stream.dtype, pad, frame, stream, sources)
     require_space(line.cache.root, windows.bytes)
     step = Step(entry, partial(_window, stream=stream, windows=windows))
     return entry, line.fulfil([step], list(windows.shards), windows.bytes, manifest["ledger"], windows.ledger)
+
+
+def _unmarked(settings: configs.Window, tok: tokenizer.Tokenizer, marked: Json) -> tuple[configs.Window, tokenizer.Frame]:
+    """The frame for `window.special_tokens`, less the end and begin marks that documents have from `encode` already."""
+    before, after, typed = tok.frame
+    if marked["eos"] and after[:1] == (tok.eos_id,):
+        after = after[1:]
+    if marked["bos"] and before[-1:] == (tok.bos_id,):
+        before = before[:-1]
+    if tok.frame[0] + tok.frame[1] and not before + after:  # the marks were all that the tokenizer adds
+        settings = replace(settings, special_tokens=False)
+    return settings, (before, after, typed)
 
 
 def _window(source: Any, shard: window.WindowShard, counts: "Counter[str]", stream: Stream, windows: window.WindowPlan) -> Made:

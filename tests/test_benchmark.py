@@ -140,6 +140,13 @@ def test_a_process_is_measured_with_its_children_but_without_the_memory_of_its_p
     assert (tmp_path / "a.log").read_text() == "499999500000\n" and [p.name for p in tmp_path.iterdir()] == ["a.log"]
 
 
+def test_what_a_command_leaves_running_is_awaited_and_counted(tmp_path):
+    child = "import time; time.sleep(0.3); data = b'1' * 120_000_000; print('done', flush=True)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"
+    found = measure([sys.executable, "-W", "ignore", "-c", code], tmp_path / "a.log", dict(os.environ))
+    assert found["peak"] > 120e6 and (tmp_path / "a.log").read_text() == "done\n"
+
+
 def test_a_command_runs_without_foreign_settings_and_keeps_its_caches_in_its_output(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     monkeypatch.setenv("HF_DATASETS_CACHE", "elsewhere")

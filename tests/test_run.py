@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +215,16 @@ def test_a_renamed_or_touched_corpus_is_a_cache_hit(texts):
     texts.rename(texts.with_name("renamed"))
     (texts.with_name("renamed") / "a.txt").touch()
     assert set(states(ran("corpus=text", "corpus.paths=[renamed]", *SMALL, "name=x")).values()) == {"cached"}
+
+
+def test_a_run_imports_neither_pandas_nor_torch_nor_transformers_nor_datasets(at):
+    program = (
+        "import sys; from conftest import composed; from pipeline.run import run; run(composed('embedding.embedding_dim=4'));"
+        "print(*sorted({'pandas', 'torch', 'transformers', 'datasets', 'awkward'} & set(sys.modules)))"
+    )
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 # -- the facts of the chapter -----------------------------------------------------------------------------

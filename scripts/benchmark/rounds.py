@@ -19,15 +19,23 @@ from scripts.benchmark.peers.protocol import digest
 
 LARGE = 1 << 30  # bytes of text from which only ours and the probe run, unless others are named
 LAUNCH = """
-import json, os, sys, time
+import ctypes, json, os, sys, time
+SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 started = time.perf_counter()
 child = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
 status, used = os.wait4(child, 0)[1:]
 wall = time.perf_counter() - started
-code = os.waitstatus_to_exitcode(status)
-figures = {"wall": wall, "cpu": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss * 1024, "code": code}
+all_used = [used]
+while True:
+    try:
+        all_used.append(os.wait4(-1, 0)[2])
+    except ChildProcessError:
+        break
+cpu = sum(used.ru_utime + used.ru_stime for used in all_used)
+peak = max(used.ru_maxrss for used in all_used) * 1024
 with open(sys.argv[1], "w") as file:
-    json.dump(figures, file)
+    json.dump({"wall": wall, "cpu": cpu, "peak": peak, "code": os.waitstatus_to_exitcode(status)}, file)
 """
 
 
@@ -198,8 +206,8 @@ class Bench:
 def measure(arguments: list[str], log: Path, variables: dict[str, str]) -> dict[str, Any]:
     """Run a command from beginning to end: `wall` and `cpu` seconds, `peak` bytes, exit `code`.
 
-    A small process of its own starts it and awaits it: Linux counts the memory of the process that starts another as
-    that other's too, and ours may be large.
+    A small process of its own starts it: Linux counts the memory of the process that starts another as that other's
+    too, and this one may be large. It also awaits and counts what the command leaves running behind it.
     """
     figures = log.with_suffix(".figures")
     with log.open("wb") as output:

@@ -1,9 +1,12 @@
 # /// script
 # dependencies = ["datatrove[io,processing]"]
 # ///
-"""datatrove: a reader and the DocumentTokenizer under the local executor, documents in their order."""
+"""datatrove: a reader and the DocumentTokenizer under the local executor, documents in their order.
 
-import os
+One task, as datatrove divides work by files and there is one, while the tokenizer's own threads take both cores: two
+tasks on two halves ended no sooner.
+"""
+
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +19,7 @@ from protocol import EOS, main
 
 
 def prepare(options: Namespace) -> None:
-    """One task, as work is divided by files and there is one; the tokenizer's own threads take both cores."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    """Write a file of uint16 and its index."""
     LocalPipelineExecutor(
         pipeline=[
             JsonlReader(str(options.input.parent), glob_pattern=options.input.name),
