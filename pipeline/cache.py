@@ -391,7 +391,9 @@ class Cache:
             notes = content["files"].values() if content else ()
             rows = [note["counts"]["rows"] for note in notes if "rows" in note.get("counts", {})]
             used = entry.last_use()
-            listed.append(Listed(entry.stage, entry.key, _size(entry.folder), sum(rows) if rows else None, used, content is not None))
+            listed.append(
+                Listed(entry.stage, entry.key, _size(entry.folder), sum(rows) if rows else None, used, content is not None)
+            )
         return sorted(listed, key=lambda e: (e.used, e.stage, e.key))
 
     def verify(self, workers: int = 1) -> Iterator[tuple[Path, str | None]]:

@@ -223,6 +223,21 @@ def test_lone_carriage_returns_and_unicode_line_ends_never_split_a_line(file: Ca
     assert texts(Corpus(paths=[file(f"{line}\r\nnext\r".encode())], document="line"), tmp_path) == [line, "next\r"]
 
 
+def test_a_line_of_a_form_feed_is_no_blank_line_between_paragraphs(file: Callable[[bytes], str], tmp_path: Path) -> None:
+    assert texts(Corpus(paths=[file(b"a\n\f\nb\n \t\r\nc")], document="paragraph"), tmp_path) == ["a\n\f\nb", "c"]
+
+
+@pytest.mark.parametrize("unit", ["file", "line"])
+def test_white_space_longer_than_a_block_is_dropped_alone_and_kept_before_text(
+    unit: str, file: Callable[[bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "BLOCK", 8)
+    assert texts(Corpus(paths=[file(b" " * 50)], document=unit), tmp_path) == []
+    assert texts(Corpus(paths=[file(b" " * 50 + b"a" * 50)], document=unit), tmp_path) == [" " * 50 + "a" * 50]
+    with pytest.raises(InputError, match=r"longer than corpus\.max_document_bytes=20"):
+        texts(Corpus(paths=[file(b" " * 50)], document=unit, max_document_bytes=20), tmp_path)
+
+
 def test_a_byte_order_mark_is_stripped_once_and_counted(file: Callable[[bytes], str], tmp_path: Path) -> None:
     counts: Counter[str] = Counter()
     found = documents(Corpus(paths=[file("\ufeff\ufeffa\ufeff".encode())]), tmp_path, counts)
@@ -296,6 +311,7 @@ def test_other_encodings_are_read_where_they_are_named(
     for encoding in ("utf-16", "utf-16-be", "utf-32", "UTF_8"):
         settings = Corpus(paths=[file(text.encode(encoding))], document="line", encoding=encoding)
         assert texts(settings, tmp_path) == ["naïve €😀", "zweite Zeile", "end"]
+    assert texts(Corpus(paths=[file("\ufeff\ufeffa".encode("utf-16-be"))], encoding="utf-16-be"), tmp_path) == ["\ufeffa"]
     assert texts(Corpus(paths=[file("é".encode("latin-1"))], encoding="latin-1"), tmp_path) == ["é"]
     rows = '{"text":"é€"}\n{"text":"b"}'.encode("utf-16")
     assert texts(Corpus(format="jsonl", paths=[file(rows)], encoding="utf-16"), tmp_path) == ["é€", "b"]
@@ -342,6 +358,7 @@ def test_a_corpus_without_a_document_is_an_error_with_its_reasons(tmp_path: Path
         (b'{"text": tru}', InputError, "line 2: invalid JSON (col 10)"),
         (b'{"text":"b"} {"text":"c"}', InputError, "line 2: invalid JSON (col 14): Extra data"),
         (b'{"text":\n"b"}', InputError, "line 2: invalid JSON"),
+        (b'{"text":\n"b"} {"text":"c"}', InputError, "line 2: invalid JSON"),
         (b'["text"]', InputError, "line 2: a JSON object is needed, found an array"),
         (b'[{"text":"b"},', InputError, "line 2: invalid JSON"),
         (b"3", InputError, "line 2: a JSON object is needed, found 3"),

@@ -136,7 +136,14 @@ def test_engine_workers_and_batch_size_recompute_nothing(at):
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "words"])
 def test_every_engine_worker_count_and_batch_size_gives_the_same_bytes(texts, tokenizer):
-    common = ["corpus=text", "corpus.paths=[texts]", "corpus.document=line", f"tokenizer={tokenizer}", *SMALL, "corpus.shard_bytes=40000"]
+    common = [
+        "corpus=text",
+        "corpus.paths=[texts]",
+        "corpus.document=line",
+        f"tokenizer={tokenizer}",
+        *SMALL,
+        "corpus.shard_bytes=40000",
+    ]
     found = []
     engines = [("serial", 1, "null"), ("threads", 1, "7"), ("threads", 2, "1"), ("threads", 4, "null"), ("processes", 2, "64")]
     for kind, workers, batch in engines:
@@ -223,7 +230,9 @@ def test_a_run_imports_neither_pandas_nor_torch_nor_transformers_nor_datasets(at
         "print(*sorted({'pandas', 'torch', 'transformers', 'datasets', 'awkward'} & set(sys.modules)))"
     )
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
@@ -290,7 +299,10 @@ def test_the_rat_of_rome_gives_eight_growing_pairs(at):
     outcome = ran("corpus=text", "corpus.paths=[rato.txt]", "tokenizer=words", "window=prefix", "embedding=none")
     words = {i: w for w, i in json.loads((outcome.folder / "vocabulary.json").read_text("utf-8")).items()}
     rows = table(outcome.folder)
-    pairs = [([words[i] for i in a], words[b[0]]) for a, b in zip(rows["input_ids"].to_pylist(), rows["target_ids"].to_pylist(), strict=True)]
+    pairs = [
+        ([words[i] for i in a], words[b[0]])
+        for a, b in zip(rows["input_ids"].to_pylist(), rows["target_ids"].to_pylist(), strict=True)
+    ]
     text = "O rato roeu a roupa do rei de Roma".split()
     assert pairs == [(text[:n], text[n]) for n in range(1, 9)]
 

@@ -23,7 +23,13 @@ def batch(rows: list[list[int]], ends: list[bool]) -> pa.RecordBatch:
     tokens = flat_list(pa.DictionaryArray.from_arrays(numbers(flat), dictionary), offsets)
     n = len(rows)
     return pa.record_batch(
-        [tokens, pa.array([0] * n, pa.int32()), pa.array(range(n), pa.int64()), pa.array(range(1, n + 1), pa.int64()), pa.array(ends)],
+        [
+            tokens,
+            pa.array([0] * n, pa.int32()),
+            pa.array(range(n), pa.int64()),
+            pa.array(range(1, n + 1), pa.int64()),
+            pa.array(ends),
+        ],
         names=["tokens", "source", "start", "end", "ends"],
     )
 
@@ -58,7 +64,9 @@ def test_the_stream_equals_a_naive_reference_however_it_is_batched(rows, eos, bo
     rows = [*rows, ([7], True)]
     cut = [rows[i : i + step] for i in range(0, len(rows), step)]
     got, counts = encoded(
-        [batch([r for r, _ in part], [e for _, e in part]) for part in cut], eos_id=99 if eos else None, bos_id=98 if bos else None
+        [batch([r for r, _ in part], [e for _, e in part]) for part in cut],
+        eos_id=99 if eos else None,
+        bos_id=98 if bos else None,
     )
     expected, begins = [], True
     for row, ends in rows:
