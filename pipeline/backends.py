@@ -79,7 +79,7 @@ def choose(tokenizer_json: bytes, requested: str) -> str:
 
     Cheap: reads the JSON, imports no backend. Raises ConfigError where the requested one cannot serve it.
     """
-    spec = _parse(tokenizer_json)
+    spec = parse(tokenizer_json)
     reasons = {"gigatoken": _not_gigatoken, "splintr": _not_splintr}
     if requested == "auto":
         return next((name for name, reason in reasons.items() if reason(spec) is None and _installed(name)), "hf")
@@ -203,7 +203,7 @@ class Splintr:
 
 def _plain(tokenizer_json: bytes, special_in_text: bool) -> tuple[dict[str, Any], int]:
     """A tokenizer.json that only encodes, and the first ID that is free in it."""
-    spec = dict(_parse(tokenizer_json))
+    spec = dict(parse(tokenizer_json))
     free = 1 + max([*spec["model"]["vocab"].values(), *(token["id"] for token in spec["added_tokens"])])
     kept = [token for token in spec["added_tokens"] if special_in_text or not token["special"]]
     return spec | {"added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}, free
@@ -252,7 +252,7 @@ def _cut(ids: np.ndarray, stops: np.ndarray, separator: int, rows: int) -> tuple
 
 
 @functools.lru_cache(maxsize=4)
-def _parse(tokenizer_json: bytes) -> dict[str, Any]:
+def parse(tokenizer_json: bytes) -> dict[str, Any]:
     """A tokenizer.json, to be read only."""
     try:
         spec = json.loads(tokenizer_json)
@@ -393,7 +393,7 @@ def safe_cut(tokenizer_json: bytes) -> Callable[[memoryview], int] | None:
 
     "the cat sat on the m" gives 18, before " m"; "今日は晴れ。明日" gives 15, before "。".
     """
-    spec = _parse(tokenizer_json)
+    spec = parse(tokenizer_json)
     added = spec["added_tokens"]
     literals = sorted((token["content"].encode() for token in added if token["content"]), key=len, reverse=True)
     # A token that takes in white space to its right, or asks for no letter beside it, sees over the cut.

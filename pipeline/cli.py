@@ -7,17 +7,19 @@ Exit codes: 0 done, 2 configuration, 3 input, 4 integrity, 5 environment, 6 toke
 interrupted, 1 a bug of ours.
 """
 
+import hashlib
 import logging
 import os
-import shutil
+import re
 import sys
-from pathlib import Path
+import textwrap
+import traceback
+from dataclasses import dataclass
 from typing import Any
 
+from pipeline import __version__, console, engine
 from pipeline import config as configs
-from pipeline import console
 from pipeline.errors import ConfigError, Interrupted, PipelineError, ResourceError, from_os_error
-from pipeline.output import in_order
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +52,12 @@ What came out: pipeline-tools show | cache ls | cache why | cache verify | cache
 def help_text() -> str:
     """The text of --help, with the groups as they lie in conf/."""
     lines = []
-    for group in sorted(p for p in configs.conf_dir().iterdir() if p.is_dir()):
-        choices = sorted(p.stem for p in group.glob("*.yaml"))
-        if len(choices) > 1 or choices != ["default"]:
-            lines.append(f"  {group.name:<11} {', '.join(choices)}")
-        else:
-            keys = [line.split(":")[0] for line in (group / "default.yaml").read_text().splitlines() if line[:1].isalpha()]
-            lines.append(f"  {group.name:<11} {', '.join(f'{group.name}.{key}=' for key in keys)}")
+    for group in configs.GROUPS:
+        choices = configs.options(group)
+        if choices == ["default"]:
+            text = (configs.conf_dir() / group / "default.yaml").read_text()
+            choices = [f"{group}.{line.split(':')[0]}=" for line in text.splitlines() if line[:1].isalpha()]
+        lines.append(textwrap.fill(", ".join(choices), 78, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14))
     return HELP.format(groups="\n".join(lines))
 
 
@@ -65,63 +66,97 @@ def main() -> None:
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(help_text(), end="")
-        sys.exit(0)
-    console.setup_logging()
+    elif "--version" in arguments:
+        print(f"pipeline {__version__}")
+    else:
+        console.setup()
+        sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and ending with 1
     try:
-        configs.check_arguments(arguments)
-    except PipelineError as error:
-        sys.exit(complain(error))
-    sys.exit(_compose_and_run(arguments))
+        flags, overrides = configs.check_arguments(arguments)
+        sys.argv = ["pipeline", *flags, *overrides]  # Hydra's parser wants the flags first
+        with engine.signals():
+            return _compose_and_run(overrides)
+    except Exception as error:
+        said = _as_ours(error)
+        if traced and said is not error:
+            traceback.print_exception(error)
+        return complain(said)
 
 
-def _compose_and_run(arguments: list[str]) -> int:
+def _compose_and_run(overrides: list[str]) -> int:
     import hydra
+    import hydra._internal.hydra
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    class Checked(ConfigLoaderImpl):
+        """Hydra's loader. What it composes, the job of a sweep too, is looked at before Hydra acts on it or saves it."""
+
+        def load_configuration(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> Any:
+            cfg = super().load_configuration(config_name, overrides, *args, **kwargs)
+            if config_name is None:  # --hydra-help composes Hydra's own part alone, and that is all it may be
+                if overrides:
+                    raise ConfigError("--hydra-help stands alone.")
+                return cfg
+            if OmegaConf.get_type(cfg) is not configs.Config:
+                raise ConfigError(
+                    f"{config_name}.yaml must begin its defaults list with `schema`, ours and no file of that name."
+                )
+            configs.check_tree(OmegaConf.to_container(cfg, resolve=False))
+            return cfg
 
     ConfigStore.instance().store(name="schema", node=configs.Config)
     jobs: list[Job] = []
-    swept = _swept(arguments)
 
     def job(cfg: Any) -> None:
-        jobs.append(attempt(cfg, swept))
+        jobs.append(attempt(cfg, _job_name(overrides)))
         if isinstance(jobs[-1].error, Interrupted):
             raise SystemExit(jobs[-1].code)
 
+    vars(hydra._internal.hydra)["ConfigLoaderImpl"] = Checked  # the one door that every composition goes through
     try:
         hydra.main(version_base="1.3", config_path=str(configs.conf_dir()), config_name="config")(job)()
-    except SystemExit as stop:
-        if not jobs:  # Hydra's own word on a configuration it cannot compose is exit code 1
-            return 2 if stop.code == 1 else int(stop.code or 0)
-    if swept is not None and len(jobs) > 1:
+    except SystemExit as stop:  # argparse, --hydra-help, an interrupted job
+        return int(stop.code or 0)
+    if jobs and jobs[0].name is not None:
         _compare(jobs)
     return next((job.code for job in jobs if job.code), 0)
 
 
-def _swept(arguments: list[str]) -> set[str] | None:
-    """The keys that a multirun varies; None where this is a single run."""
-    if not {"-m", "--multirun"} & set(arguments):
-        return None
+def _job_name(overrides: list[str]) -> str | None:
+    """The folder of a sweep's job: what separates it from the other jobs, as in `window.stride=64`. None: no sweep."""
+    from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+    from hydra.types import RunMode
 
-    keys = set()
-    for argument in arguments:
-        try:
-            for override in OverridesParser.create().parse_overrides([argument] if "=" in argument else []):
-                if override.is_sweep_override():
-                    keys.add(override.key_or_group)
-        except HydraException:
-            continue  # Hydra will say so itself
-    return keys
+    record = HydraConfig.get()
+    if record.mode != RunMode.MULTIRUN:
+        return None
+    given = OverridesParser.create().parse_overrides(overrides)
+    common = {f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in given if not o.is_sweep_override()}
+    return folder_name([o for o in record.overrides.task if o not in common])
 
 
+def folder_name(overrides: list[str]) -> str:
+    """A file name for a set of overrides; where it cannot hold them as they are, a hash keeps two of them apart."""
+    text = ",".join(sorted(o.lstrip("+") for o in overrides)) or "job"
+    name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", text)[:150]
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+@dataclass
 class Job:
     """One run, or one job of a sweep: its name, and an outcome or an error."""
 
-    def __init__(self, name: str | None) -> None:
-        self.name = name
-        self.outcome: Any = None
-        self.error: BaseException | None = None
+    name: str | None
+    outcome: Any = None
+    error: BaseException | None = None
 
     @property
     def code(self) -> int:
@@ -131,25 +166,20 @@ class Job:
         return self.error.exit_code if isinstance(self.error, PipelineError) else 1
 
 
-def attempt(cfg: Any, swept: set[str] | None) -> Job:
-    """Run one composed configuration; errors are said here, in one line, and kept."""
-    job = Job(_job_name(swept))
+def attempt(cfg: Any, name: str | None = None) -> Job:
+    """Run one composed configuration, as job `name` of a sweep; an error is said here, in one line, and kept."""
+    job = Job(name)
     try:
+        if name is not None:
+            log.info("job %s", name)
         config, recorded = plain(cfg)
-        from pipeline import engine, run
+        from pipeline import run
 
-        with engine.signals():
-            job.outcome = run.run(config, job.name, recorded)
-        _show(job.outcome)
-    except KeyboardInterrupt:
-        job.error = Interrupted(2)
-    except MemoryError:
-        job.error = ResourceError("out of memory: lower engine.workers=, corpus.shard_bytes= or embedding.max_bytes=.")
-    except OSError as error:
-        job.error = from_os_error(error)
+        job.outcome = run.run(config, name, recorded)
+        if name is None:
+            _show(job.outcome)
     except Exception as error:
-        job.error = error
-    if job.error is not None:
+        job.error = _as_ours(error, bug=True)
         complain(job.error)
     return job
 
@@ -164,47 +194,70 @@ def plain(cfg: Any) -> tuple[configs.Config, dict[str, Any]]:
 
     try:
         config = OmegaConf.to_object(cfg)
-        recorded = OmegaConf.to_container(cfg, resolve=False)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise ConfigError(f"{key or 'configuration'}: {str(error).splitlines()[0]}") from error
-    try:
-        configs.check_secrets(recorded)
-    except ConfigError:
-        _forget_record()
-        raise
+        raise ConfigError(_hydra_said(error)) from error
+    recorded = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(config, configs.Config) and isinstance(recorded, dict)
     return config, configs.recorded({str(group): value for group, value in recorded.items()})
 
 
-def _forget_record() -> None:
-    """Remove what Hydra has just written down of a configuration that holds a secret."""
-    from hydra.core.hydra_config import HydraConfig
+def _as_ours(error: Exception, bug: bool = False) -> Exception:
+    """An exception as the PipelineError that says it to a person; itself where it is a bug of ours.
 
-    if HydraConfig.initialized():
-        shutil.rmtree(HydraConfig.get().runtime.output_dir, ignore_errors=True)
+    `bug`: an exception that is no system's is one. Outside of a run it is Hydra's word on a configuration.
+    """
+    if isinstance(error, PipelineError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceError("out of memory: lower engine.workers=, corpus.shard_bytes= or embedding.max_bytes=.")
+    if not bug and _hydras(error):
+        return ConfigError(_hydra_said(error))
+    return from_os_error(error) if isinstance(error, OSError) else error
 
 
-def _job_name(swept: set[str] | None) -> str | None:
-    """The folder of a sweep's job: the values of what is swept, as in `window.stride=64`."""
-    if swept is None:
-        return None
-    from hydra.core.hydra_config import HydraConfig
+def _hydras(error: Exception) -> bool:
+    if isinstance(error, ValueError | RecursionError):
+        return True
+    import yaml  # type: ignore[import-untyped]
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [o.lstrip("+~") for o in HydraConfig.get().overrides.task]
-    named = [o for o in overrides if o.partition("=")[0] in swept] or overrides or ["job"]
-    return ",".join(sorted(named)).replace(os.sep, "_").replace("\0", "")[:200]
+    return isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError)
+
+
+def _hydra_said(error: BaseException) -> str:
+    """In one line what Hydra, OmegaConf or YAML say in many: where, what, and the choices there are."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"{mark.name} line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or 'not YAML'}."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if override := getattr(error, "override", ""):
+        quoted = override.partition("=")[0] + '="..."'
+        return f"{override}: not a value that Hydra can read; what is not plain letters goes in quotes, as in '{quoted}'."
+    if (options := getattr(error, "options", None)) is not None:
+        return f"{lines[0]}. Choices: {', '.join(sorted(options))}."
+    cause = error if getattr(error, "full_key", None) else error.__cause__ or error.__context__
+    key = getattr(cause, "full_key", None)
+    if not key:
+        return " ".join(line for line in lines if not line.startswith("See https://"))
+    where = f"{lines[0].split(':')[0]}: " if lines[0].startswith("In '") else ""
+    if not key.startswith("hydra"):
+        try:
+            configs.check_key(key)
+        except ConfigError as unknown:
+            return where + str(unknown)
+    given = lines[0].removeprefix("Error merging override ") if lines[0].startswith("Error merging") else key
+    said = (getattr(cause, "msg", None) or str(cause)).splitlines()[0]
+    return f"{where}{given}: {re.sub('^field .* is not Optional$', 'it may not be null', said)}."
 
 
 def complain(error: BaseException) -> int:
     """Say on stderr what went wrong, in one line for what a person can change. Returns the exit code."""
     if isinstance(error, PipelineError):
-        name = "" if isinstance(error, Interrupted) else "error: "
-        print(f"{name}{console.printable(str(error))}", file=sys.stderr)
+        prefix = "" if isinstance(error, Interrupted) else "error: "
+        print(prefix + console.printable(configs.redacted(str(error))), file=sys.stderr)
         return error.exit_code
-    import traceback
-
-    traceback.print_exception(error, file=sys.stderr)
+    print(configs.redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     print("error: this is a bug of ours; the lines above say where.", file=sys.stderr)
     return 1
 
@@ -214,36 +267,85 @@ def _show(outcome: Any) -> None:
         [s.stage, s.state, s.rows or "", s.tokens or "", console.size(s.bytes) if s.bytes else "", s.seconds or ""]
         for s in outcome.stages
     ]
-    console.table("", ["stage", "", "rows", "tokens", "bytes", "seconds"], rows)
-    for text in ledger_lines(outcome.ledger):
-        print(text)
-    print(f"{'wrote' if outcome.published else 'unchanged'} {outcome.rows:,} rows in {outcome.seconds:.2f} s")
-    print(outcome.folder)
+    console.table(["stage", "state", "rows", "tokens", "bytes", "seconds"], rows)
+    console.say("\n".join(ledger_lines(outcome.ledger)))
+    done = "wrote" if outcome.published else "there already, unchanged:"
+    console.say(f"{done} {console.counted(outcome.rows, 'row')} in {outcome.seconds:.2f} s")
+    console.say(str(outcome.folder))
 
 
 def ledger_lines(ledger: dict[str, dict[str, int]]) -> list[str]:
-    """The balance of tokens for a person: what came in, what became a target, what was dropped and why."""
-    lines = []
-    for stage, counts in in_order(ledger):
-        said = [f"{count:,} {what.replace('_', ' ')}" for what, count in sorted(counts.items()) if count and what != "rows"]
-        if said:
-            lines.append(f"  {stage:<9} {', '.join(said)}")
-    return lines
+    """The balance for a person: what came in, what became a target, what was dropped and why.
+
+    text    20,479 bytes in 1 document
+    tokens  5,145 = 1 first (no target) + 5,120 targets + 24 tail (dropped)
+    slots   9,984 = 5,120 targets + 4,864 repeated by overlap
+    """
+    load, tokenize, encode, window = (ledger.get(stage, {}) for stage in ("load", "tokenize", "encode", "window"))
+    counts = {**load, **tokenize, **encode}
+    ids, tokens = window.get("tokens", 0), encode.get("tokens", 0)
+    notes = [f"{counts[note]:,} {said}" for note, said in NOTES.items() if counts.get(note)]
+    lines = [
+        ("text", f"{load.get('text_bytes', 0):,} bytes in {console.counted(load.get('documents', 0), 'document')}"),
+        ("", "; ".join(notes)),
+        ("IDs", _sum(ids, counts, ADDED) if ids != tokens else ""),
+        ("tokens" if ids == tokens else "", _sum(ids, window, USED)),
+        (
+            "slots",
+            _sum(window["slots"], window, FILLED)
+            if any(window.get(part) for part in ("repeated", "special", "padding"))
+            else "",
+        ),
+    ]
+    return [f"  {name:<6}  {said}" for name, said in lines if said]
+
+
+NOTES = {
+    "dropped_blank_documents": "blank documents dropped",
+    "dropped_undecodable_documents": "undecodable documents dropped",
+    "replaced_documents": "documents with bytes replaced by U+FFFD",
+    "empty_files": "empty files",
+    "byte_order_marks": "byte-order marks removed",
+    "nul_bytes": "NUL bytes kept",
+    "special_literals": "special tokens written in the text",
+    "unknown": "unknown tokens",
+    "unknown_bytes": "bytes of text in no token",
+}
+ADDED = {"tokens": "tokens", "eos": "ends of documents", "bos": "beginnings of documents"}
+USED = {
+    "first": "first (no target)",
+    "targets": "targets",
+    "tail": "tail (dropped)",
+    "gap": "skipped between windows",
+    "kept": "kept",
+    "truncated": "truncated",
+}
+FILLED = {
+    "targets": "targets",
+    "kept": "tokens",
+    "repeated": "repeated by overlap",
+    "special": "special tokens",
+    "padding": "padding",
+}
+
+
+def _sum(total: int, counts: dict[str, int], parts: dict[str, str]) -> str:
+    return f"{total:,} = " + " + ".join(f"{counts[part]:,} {said}" for part, said in parts.items() if counts.get(part))
 
 
 def _compare(jobs: list[Job]) -> None:
-    """One table over the jobs of a sweep."""
+    """One table over the jobs of a sweep, and the folder that holds them."""
     rows: list[list[Any]] = []
     for job in jobs:
+        label = (job.name or "").replace(",", " ")  # may be folded at spaces
         if job.outcome is None:
-            rows.append([job.name, "", "", "", "", f"failed ({job.code}): {job.error}"])
+            rows.append([label, "", "", "", "", "", f"failed ({job.code}): {job.error}"])
             continue
-        outcome = job.outcome
-        computed = [s.stage for s in outcome.stages if s.state != "cached"]
-        counts = outcome.ledger["window"]
-        said = ", ".join(computed) or "all cached"
-        rows.append([job.name, outcome.rows, counts.get("targets", ""), counts.get("tail", ""), outcome.seconds, said])
-    console.table("jobs", ["job", "rows", "targets", "tail", "seconds", "computed"], rows)
-    done = [job.outcome.folder for job in jobs if job.outcome is not None]
+        computed = ", ".join(s.stage for s in job.outcome.stages if s.state != "cached")
+        counts = job.outcome.ledger["window"]
+        cells = [job.outcome.rows, *(counts.get(part, "") for part in ("targets", "tail", "kept")), job.outcome.seconds]
+        rows.append([label, *cells, f"computed {computed}" if computed else "all cached"])
+    console.table(["job", "rows", "targets", "tail", "kept", "seconds", "outcome"], rows)
+    done = [str(job.outcome.folder.parent) for job in jobs if job.outcome is not None]
     if done:
-        print(os.path.dirname(done[0]) or Path("."))
+        console.say(os.path.commonpath(done) or ".")

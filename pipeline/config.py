@@ -177,10 +177,16 @@ RANGES = {  # inclusive; the upper ends only keep sizes below what a 64-bit coun
     "engine.workers": (1, 1024),
     "engine.batch_size": (1, 1 << 31),
 }
-NAME = re.compile(r"[A-Za-z0-9._-]+")
-SECRET_KEY = re.compile(r"(^|[._])(hf_token|api_?key|access_?key|auth_?token|secret\w*|password|passwd|credentials?)$", re.I)
-SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{8,}|AKIA[0-9A-Z]{12,}|://[^/@\s]*:[^/@\s]*@")
-UNSAFE_KEY = re.compile(r"_target_|_args_|_partial_|_recursive_|^hydra\.(callbacks|job_logging|hydra_logging)\b")
+GROUPS: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name != "name"}
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+SECRET_KEY = re.compile(r"(^|[_-])(token|auth|(api|access|private)[_-]?key)s?$|secret|passphrase|passw(or)?d|credential", re.I)
+SECRET_VALUE = re.compile(
+    r"hf_(?=\w*[A-Z0-9]|\w{16})[A-Za-z0-9]{8,}"  # Hugging Face; a folder called hf_datasets is none
+    r"|(AKIA|ASIA)[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{20,}|(?<=://)[^/?#@\s]+(?=@)"  # AWS, GitHub, user:password in a URL
+)
+CODE_KEY = re.compile(r"^_(target|args|partial|recursive|convert)_$|^trust_remote_code$")
+PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")  # where Hydra itself takes launchers and sweepers from
+VALUED = frozenset("--config-dir -cd --config-path -cp --config-name -cn --package -p --cfg -c --info -i".split())
 
 
 def conf_dir() -> Path:
@@ -196,34 +202,112 @@ def get(config: Any, dotted: str) -> Any:
     return config
 
 
-def check_arguments(arguments: list[str]) -> None:
-    """Refuse secrets, code and misspelt keys before Hydra starts and writes anything down."""
+def check_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Refuse secrets, code and misspelt keys before Hydra starts and writes anything down.
+
+    Returns Hydra's flags with their values, and the overrides.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    valued = False
     for argument in arguments:
-        key, _, value = argument.partition("=")
-        key = key.lstrip("+~")
-        if SECRET_KEY.search(key) or SECRET_VALUE.search(argument):
-            raise ConfigError(
-                f"{key[:40]!r} looks like a secret: put it in the environment (HF_TOKEN), not on the command line."
-            )
-        if UNSAFE_KEY.search(key) or "_target_" in value:
-            raise ConfigError(f"unsafe override {key!r}: configuration is data here and may not name code.")
-        if "=" in argument and not key.startswith(("-", "hydra", "experiment")) and not re.search(r"[@/]", key):
-            check_key(key)
+        name = argument.lstrip("+~").partition("=")[0]
+        if SECRET_VALUE.search(argument):
+            raise ConfigError(_secret(redacted(name)))
+        if len(name) > 2 and "--experimental-rerun".startswith(name):
+            raise ConfigError("--experimental-rerun is not supported: it would run code from a pickle file.")
+        (flags if valued or argument.startswith("-") else overrides).append(argument)
+        valued = argument in VALUED
+    if not {"-sc", "--shell-completion"} & set(flags):
+        for override in overrides:
+            _check_override(override)
+    return flags, overrides
+
+
+def _check_override(argument: str) -> None:
+    key, _, value = argument.lstrip("+~").partition("=")
+    for part in key.split(".") if key.startswith("hydra.") else ():
+        _check_name(part, key)
+    if key.partition("@")[0] in GROUPS and "=" in argument and value in ("", "null"):
+        raise ConfigError(f"{argument}: a group needs one of its choices: {', '.join(options(key.partition('@')[0]))}.")
+    if key.startswith("hydra.") or key == "experiment" or re.search("[@/]", key):
+        return  # Hydra knows
+    check_key(key)
+    if "=" not in argument and not argument.startswith("~"):
+        raise ConfigError(f"{argument!r} has no value: write {key}=VALUE.")
+
+
+def options(group: str) -> list[str]:
+    """The names of a group's YAML files."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
 def check_key(dotted: str) -> None:
-    """Raise ConfigError with the nearest known name where `dotted` is not a field of Config."""
+    """Raise ConfigError where `dotted` is not a field of Config: with the nearest name, or why there can be none."""
     node: Any = Config
-    for depth, part in enumerate(dotted.split(".")):
+    parts = dotted.split(".")
+    for depth, part in enumerate(parts):
         fields = {f.name: f for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
         if part not in fields:
+            _check_name(part, dotted)
             close = difflib.get_close_matches(part, fields, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(fields)}." if fields else "."
-            raise ConfigError(f"unknown key {part!r} in {dotted!r}{hint}")
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}."
+            if not fields:
+                hint = f"{'.'.join(parts[:depth])} is a value, not a group."
+            raise ConfigError(f"unknown key {part!r} in {dotted!r}; {hint}")
         factory = fields[part].default_factory
         node = factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
-        if node is None and depth + 1 < len(dotted.split(".")):
-            raise ConfigError(f"unknown key {dotted!r}: {part!r} is a value, not a group.")
+
+
+def check_tree(tree: Any, dotted: str = "") -> None:
+    """Refuse code and secrets anywhere in a composed configuration, Hydra's own part included.
+
+    For use before anything of it is instantiated or written down. Raises ConfigError naming the key, never the value.
+    Of Hydra's part only the launcher and the sweeper may name a class, a plugin that Hydra knows; callbacks and the
+    configuration of logging would call what they name.
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            path = f"{dotted}.{key}".lstrip(".")
+            plugin = path in ("hydra.launcher._target_", "hydra.sweeper._target_") and str(value).startswith(PLUGINS)
+            logs = path in ("hydra.job_logging", "hydra.hydra_logging") and (value or {"root": ""}).get("root") is not None
+            if (path == "hydra.callbacks" and value) or logs:
+                raise ConfigError(_code(path))
+            if not plugin and not _is_field(path) and value not in (None, ""):
+                _check_name(str(key), path)
+            check_tree(value, path)
+    elif isinstance(tree, list):
+        for value in tree:
+            check_tree(value, dotted)
+    elif isinstance(tree, str) and SECRET_VALUE.search(tree):
+        raise ConfigError(_secret(dotted))
+
+
+def _is_field(dotted: str) -> bool:
+    group, _, name = dotted.partition(".")
+    factory = GROUPS.get(group)
+    return factory is not None and name in {f.name for f in dataclasses.fields(factory)}
+
+
+def _check_name(part: str, dotted: str) -> None:
+    """Raise ConfigError where a key that we do not know would name code, or hold a secret."""
+    if CODE_KEY.search(part):
+        raise ConfigError(_code(dotted))
+    if SECRET_KEY.search(part):
+        raise ConfigError(_secret(dotted))
+
+
+def _code(dotted: str) -> str:
+    return f"{dotted} is unsafe: configuration is data here and may not name code."
+
+
+def _secret(dotted: str) -> str:
+    return f"{dotted[:80]} looks like a secret: put it in the environment (HF_TOKEN), where nothing writes it down."
+
+
+def redacted(text: str) -> str:
+    """The text without what looks like a secret."""
+    return SECRET_VALUE.sub("[redacted]", text)
 
 
 def check(config: Config) -> None:
@@ -239,8 +323,10 @@ def check(config: Config) -> None:
         if value is not None and not low <= value <= high:
             raise ConfigError(f"{dotted}={value} is outside the allowed range {low} to {high}.")
     for dotted, name in (("name", config.name), ("corpus.name", config.corpus.name)):
-        if name is not None and (not NAME.fullmatch(name) or name in (".", "..")):
-            raise ConfigError(f"{dotted}={name!r} may hold only letters, digits, '.', '_' and '-'.")
+        if name is not None and not NAME.fullmatch(name):
+            raise ConfigError(
+                f"{dotted}={name[:120]!r} may hold at most 100 letters, digits, '.', '_' and '-', and not begin with '.'."
+            )
     for dotted in ("cache.dir", "output.dir", "tokenizer.name", "embedding.name"):
         if "\0" in (get(config, dotted) or ""):
             raise ConfigError(f"{dotted} holds a NUL character.")
@@ -255,6 +341,15 @@ def check(config: Config) -> None:
     _check_encoding(config.corpus)
     if config.tokenizer.kind == "pretrained" and not config.tokenizer.name:
         raise ConfigError("tokenizer.name is required: a Hub name, a folder, or a tokenizer.json.")
+    for group, kind, name in (
+        ("tokenizer", config.tokenizer.kind, config.tokenizer.name),
+        ("embedding", config.embedding.kind, config.embedding.name),
+    ):
+        if kind != "pretrained" and name:
+            choice = "hub" if group == "tokenizer" else "pretrained"
+            raise ConfigError(
+                f"{group}.name={name!r} means nothing to {group}.kind={kind}: set {group}={choice}, or leave it out."
+            )
     if config.embedding.kind == "pretrained" and not config.embedding.name:
         raise ConfigError("embedding.name is required: a Hub name or a folder holding *.safetensors.")
     if config.embedding.kind == "random" and config.embedding.embedding_dim is None:
@@ -271,18 +366,6 @@ def check(config: Config) -> None:
         )
     if window.special_tokens and window.mode != "document":
         raise ConfigError("window.special_tokens=true needs window.mode=document.")
-
-
-def check_secrets(tree: Any, dotted: str = "") -> None:
-    """Refuse a configuration that holds what looks like a secret. Raises ConfigError naming the key, not the value."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            check_secrets(value, f"{dotted}.{key}".lstrip("."))
-    elif isinstance(tree, list):
-        for value in tree:
-            check_secrets(value, dotted)
-    elif isinstance(tree, str) and SECRET_VALUE.search(tree):
-        raise ConfigError(f"{dotted} looks like a secret: put it in the environment (HF_TOKEN), not in the configuration.")
 
 
 def recorded(tree: Config | dict[str, Any]) -> dict[str, Any]:

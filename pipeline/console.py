@@ -5,29 +5,60 @@ bar with rate and time left; elsewhere it is a plain line every ten seconds.
 """
 
 import contextlib
+import io
 import logging
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeline.config import redacted
+from pipeline.errors import from_os_error
+
 Advance = Callable[[int], None]
 
 
-def setup_logging() -> None:
-    """Send our log to stderr, one plain line a record; nothing of other libraries below warnings."""
-    handler = logging.StreamHandler(sys.stderr)
+def setup() -> None:
+    """Make stdout and stderr safe to write to, and send our log to stderr, one plain line a record."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before we started
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale that lacks a character is no reason to fail
+    handler = _Stderr()
     handler.setFormatter(_Plain())
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("pipeline"))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO)
 
 
+class _Stderr(logging.Handler):
+    """To what is stderr at the moment: while a bar is drawn, rich writes above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            print(self.format(record), file=sys.stderr)
+
+
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = printable(record.getMessage())
+        text = printable(redacted(record.getMessage()))
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def say(text: str) -> None:
+    """Print to stdout at once. Where its reader has gone, nothing more is said."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        raise from_os_error(error, "standard output") from error
 
 
 def printable(text: str) -> str:
@@ -42,6 +73,11 @@ def size(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def counted(count: int, what: str) -> str:
+    """A count with its noun: 1 row, 39 rows."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -101,35 +137,51 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=False) as bar:
-        task = bar.add_task(what, total=total, visible=False)
 
-        def advance(count: int) -> None:
-            bar.update(task, advance=count, visible=time.monotonic() - started > 1)
+    class Late(Progress):
+        """Shows itself after a second, whether or not anything has advanced by then."""
 
-        yield advance
+        def get_renderables(self) -> Any:
+            return super().get_renderables() if time.monotonic() - started > 1 else ()
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Late(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
-def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table on stdout: text to the left, numbers to the right."""
+def table(columns: list[str], rows: list[list[Any]]) -> None:
+    """A table on stdout: text to the left, numbers to the right, no column that is empty in every row.
+
+    Text is folded between words where the terminal is too narrow; never within one, even if a line grows too long.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    out = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140)
-    grid = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, name in enumerate(columns):
-        right = bool(rows) and all(isinstance(row[index], int | float) or row[index] == "" for row in rows)
-        grid.add_column(name, justify="right" if right else "left", overflow="fold")
+    utf = "utf" in (sys.stdout.encoding or "").lower()
+    grid = Table(box=box.SIMPLE_HEAD if utf else box.ASCII2, pad_edge=False, show_edge=False)
+    kept = [index for index in range(len(columns)) if any(row[index] != "" for row in rows)]
+    least = 0
+    for index in kept:
+        cells = [_cell(row[index]) for row in rows]
+        number = all(isinstance(row[index], int | float) or row[index] == "" for row in rows)
+        longest = max(
+            len(word) for cell in (columns[index], *cells) for word in (cell.split(" ") if len(cell) > 24 else [cell])
+        )
+        grid.add_column(columns[index], justify="right" if number else "left", min_width=longest)
+        least += longest + 4  # and what separates columns
     for row in rows:
-        grid.add_row(*(Text(_cell(value)) for value in row))
-    out.print(grid)
+        grid.add_row(*(Text(_cell(row[index])) for index in kept))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
+    out = io.StringIO()
+    Console(file=out, width=max(width, least), highlight=False, color_system=None).print(grid)
+    say("\n".join(line.rstrip() for line in out.getvalue().splitlines()))
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return printable(str(value))
+        return printable(redacted(str(value)))
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cache
-from pipeline.errors import ConfigError, from_os_error
+from pipeline.errors import ConfigError, ResourceError, from_os_error
 
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
+WORKSHOP = ".tmp"  # beside the dataset: where it is built
 Json = dict[str, Any]
 STAGES = ("load", "tokenizer", "tokenize", "encode", "window", "embed")
 
@@ -35,16 +36,34 @@ def in_order(stages: Json) -> list[tuple[str, Any]]:
 
 
 def require_ours(folder: Path) -> None:
-    """Raise ConfigError, before any work, where `folder` exists and is not a dataset of ours (or empty)."""
-    if not os.path.lexists(folder):
+    """Raise, before any work, where no dataset can be put at `folder`.
+
+    ConfigError where something lies there that is not a dataset of ours (an empty folder, or one with nothing but
+    datasets of ours, will do); ResourceError where the place cannot be written.
+    """
+    try:
+        os.lstat(folder)
+    except FileNotFoundError:
+        _require_writable(folder)
         return
+    except OSError as error:
+        raise from_os_error(error, folder) from error
     if folder.is_dir() and not folder.is_symlink():
-        inside = {p.name for p in folder.iterdir()}
+        inside = {p.name for p in folder.iterdir()} - {WORKSHOP}
         if not inside or cache.unseal(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
+            _require_writable(folder)
             return
     raise ConfigError(
         f"{str(folder)!r} exists and was not written by this pipeline: nothing was touched. Set output.dir= or name=."
     )
+
+
+def _require_writable(folder: Path) -> None:
+    place = folder.absolute().parent
+    while not os.path.lexists(place):
+        place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ResourceError(f"{str(place)!r} cannot be written by user {os.getuid()}: set output.dir=.")
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -152,7 +171,7 @@ def _whole(folder: Path, links: dict[str, tuple[Path, Json]], notes: dict[str, J
 
 def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json, run: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    workshop = folder.parent / ".tmp"
+    workshop = folder.parent / WORKSHOP
     cache.sweep(workshop)
     new = workshop / run / folder.name
     shutil.rmtree(new, ignore_errors=True)

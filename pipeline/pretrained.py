@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline import backends
 from pipeline.config import Tokenizer as Settings
 from pipeline.errors import ConfigError, TokenizerError, from_os_error
 from pipeline.training import ROLES
@@ -225,12 +226,10 @@ def _parse(files: dict[str, bytes], name: str, found: Found) -> Json:
 
 
 def fast_files(t: Settings, data: bytes, config: Json, special_map: Json, place: str) -> dict[str, bytes]:
-    """An entry's files from a `tokenizer.json` and what lies beside it."""
-    from tokenizers import Tokenizer
-
+    """An entry's files, its vocabulary included, from a `tokenizer.json` and what lies beside it."""
     try:
-        tree = json.loads(data)
-        vocab = Tokenizer.from_buffer(data).get_vocab(with_added_tokens=True)
+        tree = dict(backends.parse(data))
+        vocab = _vocab(tree, data)
     except Exception as error:
         raise TokenizerError(f"{place!r} is not a tokenizer.json that we can read: {' '.join(str(error).split())}") from error
     if tree.get("padding") or tree.get("truncation"):
@@ -246,7 +245,23 @@ def fast_files(t: Settings, data: bytes, config: Json, special_map: Json, place:
     if "unk" in chosen and tree["model"].get("unk_token", "") is None:
         tree["model"]["unk_token"] = chosen["unk"]
         data = json.dumps(tree, ensure_ascii=False, indent=2).encode()
-    return {FAST[0]: data, FAST[1]: config_file(config, roles)}
+    return {FAST[0]: data, FAST[1]: config_file(config, roles), "vocabulary.json": vocabulary_file(vocab)}
+
+
+def _vocab(tree: Json, data: bytes) -> dict[str, int]:
+    """Token -> ID, added tokens included."""
+    listed = tree["model"]["vocab"]
+    if isinstance(listed, dict):
+        return listed | {token["content"]: token["id"] for token in tree["added_tokens"]}
+    from tokenizers import Tokenizer
+
+    return dict(Tokenizer.from_buffer(data).get_vocab(with_added_tokens=True))
+
+
+def vocabulary_file(vocab: dict[str, int]) -> bytes:
+    """Token -> ID as JSON, a line each, in the order of the IDs."""
+    ordered = dict(sorted(vocab.items(), key=lambda item: (item[1], item[0])))
+    return (json.dumps(ordered, ensure_ascii=False, indent=0) + "\n").encode()
 
 
 def declared(config: Json, special_map: Json) -> dict[str, str]:

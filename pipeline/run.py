@@ -13,6 +13,7 @@ import logging
 import platform
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -81,9 +82,11 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
 
 def _run(config: configs.Config, recorded: Json, cache: Cache, folder: Path) -> tuple[Line, bool]:
     line = Line(cache, config.engine)
-    planned = plan.make(config.corpus, cache, config.cache.trust_stat, config.engine.workers or engine.cores())
-    load = steps.load(line, config, planned)
-    ready = steps.make_tokenizer(line, config, planned, load)
+    with ThreadPoolExecutor(1) as aside:  # a tokenizer that need not see the corpus is found while that is hashed
+        found = None if tokenizer.trained(config.tokenizer) else aside.submit(steps.find_tokenizer, line, config)
+        planned = plan.make(config.corpus, cache, config.cache.trust_stat, config.engine.workers or engine.cores())
+        load = steps.load(line, config, planned)
+        ready = found.result() if found else steps.train_tokenizer(line, config, planned, load)
     encoded = steps.make_ids(line, config, planned, load, ready)
     windows = steps.make_windows(line, config, planned, ready, encoded)
     vectors = steps.make_vectors(line, config, ready, windows) if config.embedding.kind != "none" else None

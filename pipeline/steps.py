@@ -11,7 +11,7 @@ The small functions whose names begin with an underscore run in the engine's wor
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -29,7 +29,7 @@ from pipeline.phase import Line, Made, Step, file_name
 from pipeline.stream import Stream
 
 log = logging.getLogger(__name__)
-PROOF_BYTES = 1 << 18  # of text on which a fast tokenizer is compared with the reference in every run that uses it
+PROOF_BYTES = 1 << 17  # of text on which a fast tokenizer is compared with the reference in every run that uses it
 TABLES = "embeddings.safetensors"
 Result = tuple[Entry, Json]  # an entry that is whole, and its manifest
 DOCUMENTS = pa.schema(
@@ -60,36 +60,50 @@ class Ready:
         return tokenizer.open_tokenizer(self.entry.folder, self.backend, self.special)
 
 
-def make_tokenizer(line: Line, config: configs.Config, planned: plan.Plan, load: Step) -> Ready:
-    """The tokenizer in the cache: found, or trained on what `load` gives."""
-    settings = config.tokenizer
-    trained = tokenizer.trained(settings)
-    upstream = {"upstream": {"load": load.entry.key}} if trained else {}
-    entry = line.entry("tokenizer", version=tokenizer.VERSION, tokenizer=tokenizer.identity(settings), **upstream)
+def find_tokenizer(line: Line, config: configs.Config) -> Ready:
+    """A tokenizer that need not see the corpus, in the cache."""
+    entry = line.entry("tokenizer", version=tokenizer.VERSION, tokenizer=tokenizer.identity(config.tokenizer))
+    return _ready(line, config, entry, lambda: tokenizer.find(config.tokenizer))
+
+
+def train_tokenizer(line: Line, config: configs.Config, planned: plan.Plan, load: Step) -> Ready:
+    """A tokenizer trained on what `load` gives, in the cache."""
+    entry = line.entry(
+        "tokenizer",
+        version=tokenizer.VERSION,
+        tokenizer=tokenizer.identity(config.tokenizer),
+        upstream={"load": load.entry.key},
+    )
+
+    def texts() -> Iterator[pa.StringArray]:
+        for shard in planned.shards:
+            for batch in read_batches(load.entry.path(file_name(shard.index))):
+                engine.checkpoint()
+                yield batch["text"]
+
+    def train() -> dict[str, bytes]:
+        loaded = line.fulfil([load], list(planned.shards), planned.bytes, {})
+        corpus.require_documents(Counter(loaded["ledger"]["load"]), planned)
+        with console.passes(planned.bytes) as progress:
+            return tokenizer.train(config.tokenizer, texts, progress)
+
+    return _ready(line, config, entry, train)
+
+
+def _ready(line: Line, config: configs.Config, entry: Entry, make: Callable[[], dict[str, bytes]]) -> Ready:
     if (manifest := line.cached([entry])) is None:
         line.cache.require_writable()
-        if trained:
-            loaded = line.fulfil([load], list(planned.shards), planned.bytes, {})
-            corpus.require_documents(Counter(loaded["ledger"]["load"]), planned)
-
-        def texts() -> Iterator[pa.StringArray]:
-            for shard in planned.shards:
-                for batch in read_batches(load.entry.path(file_name(shard.index))):
-                    engine.checkpoint()
-                    yield batch["text"]
-
-        started = time.perf_counter()
         with line.cache.lock(entry):
-            notes: Json = {}
-            with console.passes(planned.bytes) as progress:
-                files = tokenizer.build(settings, texts, progress)
-            for name, data in files.items():
-                with entry.write(name) as file:
-                    file.write(data)
-                notes[name] = entry.receipt(name)
-            manifest = entry.finish(list(notes), list(notes.values()), ledger={})
-        line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
-    backend = tokenizer.backend(entry.folder, settings.backend)
+            if (manifest := line.cached([entry])) is None:
+                started = time.perf_counter()
+                receipts: Json = {}
+                for name, data in make().items():
+                    with entry.write(name) as file:
+                        file.write(data)
+                    receipts[name] = entry.receipt(name)
+                manifest = entry.finish(list(receipts), list(receipts.values()), ledger={})
+                line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
+    backend = tokenizer.backend(entry.folder, config.tokenizer.backend)
     return Ready(entry, manifest, backend, config.vocabulary.special_in_text)
 
 

@@ -65,29 +65,29 @@ def origin(t: configs.Tokenizer) -> dict[str, Any]:
     return pretrained.origin(t) if t.kind == "pretrained" else {}
 
 
-def build(
+def find(t: configs.Tokenizer) -> dict[str, bytes]:
+    """The files of a tokenizer that need not see the corpus: tokenizer.json, tokenizer_config.json, vocabulary.json.
+
+    A tokenizer that exists in Python alone has files of its own instead of tokenizer.json; its rate is said once.
+    """
+    if t.kind != "pretrained":
+        return train(t, lambda: iter(()))
+    files = pretrained.load(t)
+    if "vocabulary.json" not in files:
+        files["vocabulary.json"] = pretrained.vocabulary_file(_measured(files, str(t.name)))
+    return files
+
+
+def train(
     t: configs.Tokenizer, texts: training.Texts, progress: training.Progress = lambda what, done: None
 ) -> dict[str, bytes]:
-    """The files of the tokenizer: tokenizer.json, tokenizer_config.json, vocabulary.json (token -> ID, by ID).
+    """The files of a tokenizer made from the corpus, as those of `find`.
 
     `texts()` streams the corpus and may be called again; `progress(what, bytes)` is told how far a pass has come.
-    A tokenizer that exists in Python alone has files of its own instead of tokenizer.json; its rate is measured on
-    the corpus and said once.
     """
-    if t.kind == "pretrained":
-        files = pretrained.load(t)
-    else:
-        special, roles = training.special_tokens(t)
-        made = training.train(t, texts, progress)
-        files = pretrained.fast_files(configs.Tokenizer(), made.encode(), _made_config(t, special, roles), {}, t.kind)
-    if "tokenizer.json" in files:
-        from tokenizers import Tokenizer as Reference
-
-        vocab = Reference.from_buffer(files["tokenizer.json"]).get_vocab(with_added_tokens=True)
-    else:
-        vocab = _measured(files, texts, str(t.name))
-    ordered = dict(sorted(vocab.items(), key=lambda item: (item[1], item[0])))
-    return files | {"vocabulary.json": (json.dumps(ordered, ensure_ascii=False, indent=0) + "\n").encode()}
+    special, roles = training.special_tokens(t)
+    made = training.train(t, texts, progress)
+    return pretrained.fast_files(configs.Tokenizer(), made.encode(), _made_config(t, special, roles), {}, t.kind)
 
 
 def _made_config(t: configs.Tokenizer, special: list[str], roles: dict[str, str]) -> dict[str, Any]:
@@ -100,23 +100,22 @@ def _made_config(t: configs.Tokenizer, special: list[str], roles: dict[str, str]
     return config
 
 
-def _measured(files: dict[str, bytes], texts: training.Texts, name: str) -> dict[str, int]:
-    """The vocabulary of a Python tokenizer; warns how slow it is on this corpus."""
+def _measured(files: dict[str, bytes], name: str) -> dict[str, int]:
+    """The vocabulary of a Python tokenizer; warns how slow it is on this machine."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
         for file, data in files.items():
             (Path(scratch) / file).write_bytes(data)
         core = SlowCore(Path(scratch), special_in_text=False)
-        sample = next((text[:1].cast(pa.binary()) for text in texts() if len(text)), None)
-        document = sample[0].as_buffer().to_pybytes()[: 1 << 16].decode(errors="ignore") if sample is not None else ""
+        sample = b"The ferry was late because of the fog. " * 512
         started = time.perf_counter()
-        core.encode(_string(document.encode()))
-        rate = len(document) / 1e6 / max(time.perf_counter() - started, 1e-9)
+        core.encode(_string(sample))
+        rate = len(sample) / 1e6 / max(time.perf_counter() - started, 1e-9)
         log.warning(
             "tokenizer %r has no fast form: transformers runs it in Python, at %.2g MB/s here; engine=processes helps",
-            name, rate,
-        )  # fmt: skip
+            *(name, rate),
+        )
         return dict(core.tokenizer.get_vocab())
 
 
@@ -184,7 +183,7 @@ def open_tokenizer(folder: Path, backend: str, special_in_text: str) -> Tokenize
         unk = slow.tokenizer.unk_token_id
         return Tokenizer(folder, _vocab(names), slow, None, slow.frame(config), special, special_in_text, unk_id=unk, **ids)
     data = path.read_bytes()
-    tree = json.loads(data)
+    tree = backends.parse(data)
     special = tuple(token["content"] for token in tree["added_tokens"] if token["special"] and token["content"])
     core = backends.open_core(backend, data, as_token)
     unknown = _unknown(tree["model"], names)
@@ -605,7 +604,7 @@ def prove(folder: Path, backend: str, special_in_text: str, sample: pa.StringArr
     started = time.perf_counter()
     if backend == SLOW:
         return Proof(0, 0, 0, 0.0)
-    data = (folder / "tokenizer.json").read_bytes()
-    core, reference = (backends.open_core(name, data, special_in_text == "token") for name in (backend, "hf"))
+    core = open_tokenizer(folder, backend, special_in_text).core  # the very one that does the work
+    reference = backends.open_core("hf", (folder / "tokenizer.json").read_bytes(), special_in_text == "token")
     differing = backends.differences(core, reference, sample) if len(sample) else 0
     return Proof(len(sample), _size(sample), differing, time.perf_counter() - started)

@@ -21,7 +21,7 @@ def main(group: str | None = None, arguments: list[str] | None = None) -> None:
     """The console script. Ends the process with the exit codes of `pipeline.errors`."""
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser(group).parse_args([group, *given] if group else given)
-    console.setup_logging()
+    console.setup()
     try:
         options.verb(options)
     except PipelineError as error:
@@ -79,7 +79,7 @@ def _ls(options: argparse.Namespace) -> None:
     for entry in _open(options).ls():
         used, state = f"{console.duration(time.time() - entry.used)} ago", "" if entry.whole else "unfinished"
         rows.append([entry.stage, entry.key, entry.rows or "", console.size(entry.bytes), used, state])
-    console.table("", ["stage", "key", "rows", "bytes", "used", ""], rows)
+    console.table(["stage", "key", "rows", "bytes", "used", ""], rows)
 
 
 def _why(options: argparse.Namespace) -> None:

@@ -219,7 +219,7 @@ def test_cores_heed_the_quota_of_a_container(monkeypatch: pytest.MonkeyPatch) ->
 # -- whole processes --------------------------------------------------------------------------------------
 
 PROGRAM = """
-import ctypes, os, signal, sys, time
+import ctypes, os, signal, sys, threading, time
 from pathlib import Path
 from pipeline import engine
 from pipeline.cache import Cache
@@ -244,9 +244,11 @@ def stuck(item):
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)  # for ever, and no signal gets through
 
+lingers = task
+
 if __name__ == "__main__":
     kind, workers, function, root = sys.argv[1:]
-    if function == "stuck":
+    if function != "task":
         engine.GRACE = 1.0
     cache = Cache.open(Path(root))
     try:
@@ -255,6 +257,8 @@ if __name__ == "__main__":
             list(engine.run(Engine(kind, int(workers)), globals()[function], items))
     except PipelineError as error:
         print(error, file=sys.stderr)
+        if function == "lingers":
+            threading.Thread(target=stuck, args=((cache.entry("ids", {}), 0),)).start()  # which the interpreter waits for
         sys.exit(error.exit_code)
     finally:
         cache.close()
@@ -316,9 +320,11 @@ def test_a_signal_ends_everything_with_one_line(program: Any, tmp_path: Path, ki
     assert list((tmp_path / "cache").glob("ids/*/*")) == []
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("serial", 1), ("threads", 2)])
-def test_what_no_exception_reaches_ends_after_a_while(program: Any, kind: str, workers: int) -> None:
-    process, _ = program(kind, workers, "stuck")
+@pytest.mark.parametrize(
+    ("kind", "workers", "function"), [("serial", 1, "stuck"), ("threads", 2, "stuck"), ("serial", 1, "lingers")]
+)
+def test_what_no_exception_reaches_ends_after_a_while(program: Any, kind: str, workers: int, function: str) -> None:
+    process, _ = program(kind, workers, function)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=10)
     assert (process.returncode, said) == (143, LINE)

@@ -60,6 +60,11 @@ def save(folder, files):
     return folder
 
 
+def make(settings, texts):
+    """The files of a tokenizer, found or trained."""
+    return tokenizer.train(settings, texts) if tokenizer.trained(settings) else tokenizer.find(settings)
+
+
 def opened(folder, special="text", backend="hf"):
     return tokenizer.open_tokenizer(folder, tokenizer.backend(folder, backend), special)
 
@@ -96,7 +101,7 @@ def tokens_of(tok, text):
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     return {
-        name: save(root / name.replace(" ", "-"), tokenizer.build(settings, texts(*CORPUS))) for name, settings in KINDS.items()
+        name: save(root / name.replace(" ", "-"), make(settings, texts(*CORPUS))) for name, settings in KINDS.items()
     }
 
 
@@ -109,14 +114,14 @@ def verdict():
 
 
 def build_pretrained(tmp_path, **options):
-    return save(tmp_path / "entry", tokenizer.build(Settings(kind="pretrained", **options), texts()))
+    return save(tmp_path / "entry", tokenizer.find(Settings(kind="pretrained", **options)))
 
 
 @needs_assets
 @pytest.mark.parametrize("order", ["appearance", "alphabetical", "frequency"])
 def test_words_count_4690_tokens_in_the_verdict_in_any_order(tmp_path, verdict, order):
     settings = Settings(kind="words", vocab_size=None, min_frequency=1, order=order)
-    tok = opened(save(tmp_path, tokenizer.build(settings, texts(verdict))))
+    tok = opened(save(tmp_path, make(settings, texts(verdict))))
     (ids,) = ids_of(tok, [batch([verdict])])
     assert len(ids) == 4690
     assert tok.unk_id not in ids
@@ -153,7 +158,7 @@ def test_gpt2_gives_the_facts_of_the_verdict(tmp_path, verdict):
 def test_words_get_ids_by_first_appearance_behind_pad_and_unk(tmp_path):
     text = "I love learning because I love new things"
     settings = Settings(kind="words", vocab_size=None, min_frequency=1, lowercase=True)
-    tok = opened(save(tmp_path, tokenizer.build(settings, texts(text))))
+    tok = opened(save(tmp_path, make(settings, texts(text))))
     assert ids_of(tok, [batch([text])]) == [[2, 3, 4, 5, 2, 3, 6, 7]]
     assert (tok.pad_id, tok.unk_id, tok.vocab[0].as_py(), tok.vocab[1].as_py()) == (0, 1, "[PAD]", "[UNK]")
     assert ids_of(tok, [batch(["I love cheese"])]) == [[2, 3, 1]]
@@ -198,7 +203,7 @@ def test_every_character_is_a_token_white_space_included(made):
 
 def test_characters_keep_the_most_frequent_and_then_their_order(tmp_path):
     settings = Settings(kind="chars", vocab_size=5, min_frequency=1)
-    tok = opened(save(tmp_path, tokenizer.build(settings, texts("cabbacbd"))))
+    tok = opened(save(tmp_path, make(settings, texts("cabbacbd"))))
     assert tok.vocab.to_pylist()[3:] == ["c", "b"]  # a, b, c occur 2, 3, 2 times; of equals the first to appear
     assert ids_of(tok, [batch(["bd"])]) == [[4, tok.unk_id]]
 
@@ -219,7 +224,7 @@ def test_decoding_gives_back_the_text(made, name):
 
 def test_a_rare_word_stays_out_and_a_pattern_is_heeded(tmp_path):
     settings = Settings(kind="words", vocab_size=None, min_frequency=2, pattern="[0-9]")
-    tok = opened(save(tmp_path, tokenizer.build(settings, texts("a1b a1b c"))))
+    tok = opened(save(tmp_path, make(settings, texts("a1b a1b c"))))
     assert tok.vocab.to_pylist() == ["[PAD]", "[UNK]", "a", "1", "b"]
 
 
@@ -536,7 +541,7 @@ def test_a_literal_across_two_documents_is_none(made):
 def test_many_special_tokens_are_counted_like_one_by_one(tmp_path):
     special = [f"<|reserved_{i}|>" for i in range(300)] + ["<|reserved_1|>x", "[a-z]*"]
     settings = Settings(kind="bytes", special_tokens=special)
-    tok = opened(save(tmp_path, tokenizer.build(settings, texts())))
+    tok = opened(save(tmp_path, make(settings, texts())))
     text = "".join(special) + "<|reserved_|> aaa" + special[7] * 3
     counts = Counter()
     assert ids_of(tok, [batch([text, ""])], counts) == [list(text.encode()), []]
@@ -718,7 +723,7 @@ def test_a_tokenizer_in_python_alone_works_with_one_warning_that_names_its_rate(
     source = save(tmp_path / "esm", {"vocab.txt": ESM_WORDS, "tokenizer_config.json": '{"tokenizer_class": "EsmTokenizer"}'})
     settings = Settings(kind="pretrained", name=str(source))
     with caplog.at_level(logging.WARNING):
-        folder = save(tmp_path / "entry", tokenizer.build(settings, texts("LAGV LAG", "VV")))
+        folder = save(tmp_path / "entry", make(settings, texts("LAGV LAG", "VV")))
     assert [("no fast form" in r.message and "MB/s" in r.message) for r in caplog.records] == [True]
     assert tokenizer.backend(folder, "auto") == "transformers"
     tok = opened(folder)
@@ -914,7 +919,7 @@ def test_every_choice_composes_into_the_settings(path):
     assert settings.kind in config.CHOICES["tokenizer.kind"]
     assert "_target_" not in path.read_text()
     if settings.kind in training.KINDS:
-        assert "tokenizer.json" in tokenizer.build(settings, texts(*CORPUS))
+        assert "tokenizer.json" in make(settings, texts(*CORPUS))
 
 
 def test_tokenizing_with_a_fast_backend_imports_neither_transformers_nor_pandas(made):

@@ -11,6 +11,15 @@ from scripts.benchmark.rounds import COMMANDS, Bench, Run
 
 HEADINGS = ("command", "wall s", "× probe", "M tokens/s", "CPU s", "peak MB", "bytes/token", "IDs")
 
+PURPOSE = {
+    "load": "the text, and where each document came from",
+    "tokenizer": "tokenizer.json and the vocabulary; the same at any size",
+    "tokenize": "tokens a person can read: indices into the vocabulary",
+    "encode": "the stream, from which windows of any length are cut",
+    "window": "input_ids and target_ids; the dataset links to these files",
+    "embed": "the tables of vectors",
+}
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -82,12 +91,12 @@ def table(bench: Bench, corpus: str) -> list[tuple[str, ...]]:
 
 
 def kept(bench: Bench, corpus: str) -> list[tuple[str, ...]]:
-    """Bytes per token in our cache: a row for each of our cold commands and stage."""
+    """Bytes per token in our cache: a row for each of our cold commands and stages, and what the stage is kept for."""
     rows: list[tuple[str, ...]] = []
     for command in (c for c in COMMANDS if c.peer is None and c.cold == c.name):
         tokens = bench.digests.get(corpus, {}).get(command.name, {}).get("tokens", 0)
         for run in of(bench, corpus, command.name)[:1] if tokens else ():
-            rows += [(command.name, stage, digits(size / tokens)) for stage, size in run.stages.items()]
+            rows += [(command.name, s, digits(size / tokens), PURPOSE.get(s, "")) for s, size in run.stages.items()]
     return rows
 
 
@@ -147,7 +156,7 @@ def print_table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...
 
     shown = Table(title=title)
     for heading in headings:
-        shown.add_column(heading, justify="left" if heading in ("command", "stage", "IDs") else "right")
+        shown.add_column(heading, justify="left" if heading in ("command", "stage", "IDs", "for") else "right")
     for row in rows:
         shown.add_row(*row)
     if rows:
@@ -159,7 +168,9 @@ def show(bench: Bench, corpora: list[Corpus]) -> None:
     for corpus in corpora:
         title = f"{corpus.name}: {corpus.text_bytes / 1e6:.0f} MB of text, {corpus.documents:,} documents"
         print_table(title, HEADINGS, table(bench, corpus.name))
-        print_table(f"{corpus.name}: what our cache keeps", ("command", "stage", "bytes/token"), kept(bench, corpus.name))
+        print_table(
+            f"{corpus.name}: what our cache keeps", ("command", "stage", "bytes/token", "for"), kept(bench, corpus.name)
+        )
     print("median (least–most); the peak is the largest process of a tree; bytes count all that was left on disk.")
     for name, reason in bench.left_out.items():
         print(f"left out: {name}: {reason}")

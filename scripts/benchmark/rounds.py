@@ -155,7 +155,7 @@ class Bench:
         settle(corpus.path(command.format))
         figures = measure(self.arguments(command, corpus), log, self.variables(command))
         if code := figures.pop("code"):
-            raise BenchmarkError(f"exit {code}: {last_words(log.read_text(errors='replace'))}")
+            raise BenchmarkError(f"exit {code}: {last_words(log.read_text(errors='replace'))} (see {log})")
         shutil.rmtree(out / "tmp", ignore_errors=True)
         stages = {} if command.peer else {s.name: disk(s) for s in sorted((out / "cache").iterdir()) if any(s.glob("*/*"))}
         return Run(command.name, corpus.name, round, disk=disk(out), stages=stages, **figures)

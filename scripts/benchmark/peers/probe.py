@@ -11,8 +11,8 @@ to `tail.npy` so that all IDs can be compared.
 
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import awkward as ak
@@ -60,9 +60,11 @@ def blocks(text: pa.Buffer) -> Iterator[pa.Buffer]:
         start = end
 
 
-def in_order(pool, ahead, function, items):
+def in_order(
+    pool: Executor, ahead: int, function: Callable[[pa.Buffer], np.ndarray], items: Iterable[pa.Buffer]
+) -> Iterator[np.ndarray]:
     """The results of `function`, in order, with at most `ahead` begun and not yet taken."""
-    begun = deque()
+    begun: deque[Future[np.ndarray]] = deque()
     for item in items:
         begun.append(pool.submit(function, item))
         if len(begun) >= ahead:

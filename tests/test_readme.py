@@ -1,0 +1,174 @@
+"""The README and the tutorial, run: what they quote is what a reader sees.
+
+A console block holds commands (`$ `) and what they print, a Python block code whose `print(...)  # …` comments say
+what it prints, a YAML block that begins with `# path` is that file. Quoted lines must be printed, in their order;
+times may differ, and `...` stands for lines left out. `<!-- assets -->` above a block says that it needs the offline
+mirror. Each page runs in one empty folder, from top to bottom, first without the mirror, then what needs it.
+
+`python tests/test_readme.py` writes what is printed today into the console blocks that leave nothing out.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from pipeline import __version__, cli, errors, tools
+
+PAGES = ("README.md", "docs/tutorial.md")
+BLOCK = re.compile(r"(<!-- assets -->\n)?```(console|python|yaml)\n(.*?)^```$", re.S | re.M)
+FOLDER = re.compile(r"'[^' ]*/(?=[^/']+' (?:bytes|rows))")  # of a source: another on each machine
+TIMES = re.compile(r"(?<![\w.])\d+\.\d\d(?= |$)(?! [kMGT]?B)|\d+ (?:s|min|h|d)(?= ago)")
+
+
+def blocks(page: str, assets: bool) -> Iterator[re.Match[str]]:
+    for block in BLOCK.finditer((ROOT / page).read_text("utf-8")):
+        if bool(block[1]) == assets:
+            yield block
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """Each command of a console block, as written, and what it is said to print."""
+    parts = re.split(r"^\$ ((?:.*\\\n)*.*)\n", text, flags=re.M)
+    assert not parts[0], f"a console block begins with a command, not with {parts[0]!r}"
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def ran(command: str, apart: bool = False) -> str:
+    """What a command prints to stdout and stderr. Ours run in this process (unless `apart`), others in a shell."""
+    command = command.replace("\\\n", " ")
+    if command == "make run":
+        assert "run: $(INSTALLED)\n\t$(BIN)/python -m pipeline\n" in (ROOT / "Makefile").read_text()
+        command = "python -m pipeline"
+    words = shlex.split(command)
+    printed, code = io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        patch.setenv("COLUMNS", "100")
+        patch.setenv("HYDRA_FULL_ERROR", "0")  # which `main` sets to 1
+        root = logging.getLogger()
+        patch.setattr(root, "handlers", root.handlers)
+        patch.setattr(root, "level", root.level)
+        try:
+            if not apart and words[:3] == ["python", "-m", "pipeline"]:
+                patch.setattr("sys.argv", ["pipeline", *words[3:]])
+                cli.main()
+            elif not apart and words[:2] == ["python", "-m"] and words[2].startswith("scripts."):
+                tools.main(words[2].removeprefix("scripts."), words[3:])
+            else:
+                patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+                patch.setenv("PYTHONPATH", str(ROOT))
+                shell = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+                print(shell.stdout.decode(), end="")
+                code = shell.returncode
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    assert code == 0, f"{command} ended with {code}:\n{printed.getvalue()}"
+    return printed.getvalue()
+
+
+def executed(code: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README", "exec"), {"__name__": "__main__"})
+    return printed.getvalue()
+
+
+def plain(text: str) -> list[str]:
+    """The lines that say something, without times, folders of sources, rules and the width of gaps."""
+    lines = (TIMES.sub("#", FOLDER.sub("'", " ".join(line.split()))) for line in text.splitlines())
+    return [line for line in lines if line.strip(".─-+ ")]
+
+
+def run_page(page: str, assets: bool, apart: bool = False) -> Iterator[tuple[str, str, str]]:
+    """Run a page in the folder we are in: of each command or piece of code, what it is, what it is said to print, and prints."""
+    for block in blocks(page, assets):
+        kind, text = block[2], block[3]
+        if kind == "console":
+            for command, quoted in commands(text):
+                yield command, quoted, ran(command, apart)
+        elif kind == "python":
+            yield text, "\n".join(re.findall(r"^print\(.*\)  # (.*)$", text, re.M)), executed(text)
+        elif place := re.match(r"# (\S+\.yaml)\n", text):
+            path = Path(place[1])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+
+
+def require(quoted: str, printed: str, what: str) -> None:
+    rest = iter(plain(printed))
+    for line in plain(quoted):
+        assert line in rest, f"{what} does not print (any more, or in this place)\n    {line}\nbut\n{printed}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_quotes_is_what_its_commands_print(page, at, monkeypatch):
+    monkeypatch.delenv("PIPELINE_ASSETS", raising=False)
+    for what, quoted, printed in run_page(page, assets=False):
+        require(quoted, printed, what)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_quotes_of_the_verdict_holds_where_the_mirror_is(page, at, assets):
+    for what, quoted, printed in run_page(page, assets=True):
+        require(quoted, printed, what)
+
+
+def test_the_tree_names_every_module_and_every_group_and_nothing_else():
+    tree = re.search(r"## The tree\n.*?```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)[1]
+    named = set(re.findall(r"^ *(\S+)", tree, re.M))
+    modules = {path.name for path in (ROOT / "pipeline").glob("*.py")} - {"__init__.py"}
+    groups = {f"{path.name}/" for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    assert modules | groups <= named, f"missing from the tree: {sorted((modules | groups) - named)}"
+    there = {p.name + "/" * p.is_dir() for folder in ("", "conf", "pipeline", "scripts", "tests", "docs", "data", ".ci")
+             for p in (ROOT / folder).iterdir()}  # fmt: skip
+    gone = {name for name in named if name.split("/")[-1] not in there and name not in there} - {"cache/", "runs/", "outputs/"}
+    assert not gone, f"in the tree but not there: {sorted(gone)}"
+
+
+def test_the_table_of_exit_codes_holds_the_code_of_every_error():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for error in errors.PipelineError.__subclasses__():
+        code = 130 if error is errors.Interrupted else error.exit_code
+        assert re.search(rf"^\| {code}\b", readme, re.M), error
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_the_links_of_a_page_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text("utf-8")):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_changelog_begins_with_the_version_of_the_package():
+    latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[1]
+    assert latest == __version__ == tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+
+
+def rewrite(page: str) -> None:
+    """Put what is printed today into the console blocks of a page that leave nothing out and are no longer true."""
+    text = (ROOT / page).read_text("utf-8")
+    for assets in (False, True):
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            for command, quoted, printed in run_page(page, assets, apart=True):
+                if "..." not in quoted.splitlines() and plain(quoted) != plain(printed):
+                    printed = printed.replace(f"{ROOT}/", "").replace(os.environ.get("PIPELINE_ASSETS") or "\0", "mirror")
+                    lines = (line.rstrip() for line in printed.splitlines())
+                    today = "".join(f"{line}\n" for line in lines if line or "scripts.show" in command)
+                    old = re.escape(f"$ {command}\n{quoted}") + r"(?=\$ |```)"
+                    text = re.sub(old, lambda _, new=f"$ {command}\n{today}": new, text, count=1)
+    (ROOT / page).write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    for each in PAGES:
+        rewrite(each)
