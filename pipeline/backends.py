@@ -67,6 +67,7 @@ class Core(Protocol):
         """IDs (uint32, flat) and offsets (int64, `len(text) + 1`). No special tokens are added."""
 
 
+@functools.cache
 def version(name: str) -> str:
     """The installed version of the library behind a backend."""
     from importlib.metadata import version

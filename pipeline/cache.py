@@ -728,5 +728,7 @@ def _mtime(path: Path) -> float:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,64}", value):
+        return value[:8] + "…"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:37] + "…"

@@ -70,10 +70,11 @@ def main() -> None:
         print(f"pipeline {__version__}")
     else:
         console.setup()
-        sys.exit(_run(arguments))
+        sys.exit(exit_code(arguments))
 
 
-def _run(arguments: list[str]) -> int:
+def exit_code(arguments: list[str]) -> int:
+    """Do what the command line says, and return what the process shall end with; an error is said on stderr."""
     traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and ending with 1
     try:
@@ -82,7 +83,7 @@ def _run(arguments: list[str]) -> int:
         with engine.signals():
             return _compose_and_run(overrides)
     except Exception as error:
-        said = _as_ours(error)
+        said = as_ours(error)
         if traced and said is not error:
             traceback.print_exception(error)
         return complain(said)
@@ -179,7 +180,7 @@ def attempt(cfg: Any, name: str | None = None) -> Job:
         if name is None:
             _show(job.outcome)
     except Exception as error:
-        job.error = _as_ours(error, bug=True)
+        job.error = as_ours(error, bug=True)
         complain(job.error)
     return job
 
@@ -201,7 +202,7 @@ def plain(cfg: Any) -> tuple[configs.Config, dict[str, Any]]:
     return config, configs.recorded({str(group): value for group, value in recorded.items()})
 
 
-def _as_ours(error: Exception, bug: bool = False) -> Exception:
+def as_ours(error: Exception, bug: bool = False) -> Exception:
     """An exception as the PipelineError that says it to a person; itself where it is a bug of ours.
 
     `bug`: an exception that is no system's is one. Outside of a run it is Hydra's word on a configuration.
@@ -232,7 +233,8 @@ def _hydra_said(error: BaseException) -> str:
         return f"{mark.name} line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or 'not YAML'}."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if override := getattr(error, "override", ""):
-        quoted = override.partition("=")[0] + '="..."'
+        key, _, value = override.partition("=")
+        quoted = f'{key}=["..."]' if value.startswith("[") else f'{key}="..."'
         return f"{override}: not a value that Hydra can read; what is not plain letters goes in quotes, as in '{quoted}'."
     if (options := getattr(error, "options", None)) is not None:
         return f"{lines[0]}. Choices: {', '.join(sorted(options))}."
@@ -243,12 +245,14 @@ def _hydra_said(error: BaseException) -> str:
     where = f"{lines[0].split(':')[0]}: " if lines[0].startswith("In '") else ""
     if not key.startswith("hydra"):
         try:
-            configs.check_key(key)
+            configs.check_key(key.partition("[")[0])
         except ConfigError as unknown:
             return where + str(unknown)
     given = lines[0].removeprefix("Error merging override ") if lines[0].startswith("Error merging") else key
-    said = (getattr(cause, "msg", None) or str(cause)).splitlines()[0]
-    return f"{where}{given}: {re.sub('^field .* is not Optional$', 'it may not be null', said)}."
+    said = (getattr(cause, "msg", None) or str(cause)).splitlines()[0].rstrip(".")
+    if "is not a ListConfig" in said:
+        said = f"it must be a list, as in {key}=[...]"
+    return f"{where}{given}: {'it may not be null' if 'not Optional' in said else said}."
 
 
 def complain(error: BaseException) -> int:
@@ -284,7 +288,7 @@ def ledger_lines(ledger: dict[str, dict[str, int]]) -> list[str]:
     load, tokenize, encode, window = (ledger.get(stage, {}) for stage in ("load", "tokenize", "encode", "window"))
     counts = {**load, **tokenize, **encode}
     ids, tokens = window.get("tokens", 0), encode.get("tokens", 0)
-    notes = [f"{counts[note]:,} {said}" for note, said in NOTES.items() if counts.get(note)]
+    notes = [f"{said}: {counts[note]:,}" for note, said in NOTES.items() if counts.get(note)]
     lines = [
         ("text", f"{load.get('text_bytes', 0):,} bytes in {console.counted(load.get('documents', 0), 'document')}"),
         ("", "; ".join(notes)),
@@ -303,7 +307,7 @@ def ledger_lines(ledger: dict[str, dict[str, int]]) -> list[str]:
 NOTES = {
     "dropped_blank_documents": "blank documents dropped",
     "dropped_undecodable_documents": "undecodable documents dropped",
-    "replaced_documents": "documents with bytes replaced by U+FFFD",
+    "replaced_documents": "documents repaired with U+FFFD",
     "empty_files": "empty files",
     "byte_order_marks": "byte-order marks removed",
     "nul_bytes": "NUL bytes kept",
@@ -311,7 +315,7 @@ NOTES = {
     "unknown": "unknown tokens",
     "unknown_bytes": "bytes of text in no token",
 }
-ADDED = {"tokens": "tokens", "eos": "ends of documents", "bos": "beginnings of documents"}
+ADDED = {"tokens": "tokens", "eos": "EOS", "bos": "BOS"}
 USED = {
     "first": "first (no target)",
     "targets": "targets",

@@ -69,6 +69,9 @@ class Vocabulary:
     special_in_text: str = "text"  # text | token | error
     dtype: str = "auto"  # auto | uint8 | uint16 | uint32
 
+    def __post_init__(self) -> None:
+        self.append_eos = self.append_eos.lower()  # YAML's true arrives as "True"
+
 
 @dataclass
 class Window:
@@ -81,7 +84,7 @@ class Window:
     cross_documents: bool = True  # sliding: may a window span two documents?
     allow_gaps: bool = False  # sliding: may stride exceed context_length?
     truncate: bool = False  # document: may a longer document be cut?
-    special_tokens: bool = False  # document: add the tokenizer's own, such as [CLS] and [SEP]
+    special_tokens: bool | None = None  # document: add the tokenizer's own, such as [CLS]; null: where it has any
     max_bytes: int = 1 << 40  # refuse to write more
 
 
@@ -107,7 +110,7 @@ class Engine:
     """Who does the work. Never changes a byte of output."""
 
     kind: str = "threads"  # serial | threads | processes
-    workers: int | None = None  # null: one per available core
+    workers: int | None = None  # null: one more than there are cores
     batch_size: int | None = None  # documents per tokenizer call; null: a block at a time
 
 
@@ -328,8 +331,13 @@ def check(config: Config) -> None:
                 f"{dotted}={name[:120]!r} may hold at most 100 letters, digits, '.', '_' and '-', and not begin with '.'."
             )
     for dotted in ("cache.dir", "output.dir", "tokenizer.name", "embedding.name"):
-        if "\0" in (get(config, dotted) or ""):
-            raise ConfigError(f"{dotted} holds a NUL character.")
+        value = get(config, dotted)
+        if value is not None and ("\0" in value or not value):
+            raise ConfigError(f"{dotted} " + ("holds a NUL character." if value else "is empty."))
+    folder = Path(config.output.dir or f"outputs/{config.name or config.corpus.name}")
+    place, kept = folder.absolute(), Path(config.cache.dir).absolute()
+    if place.is_relative_to(kept) or kept.is_relative_to(place):
+        raise ConfigError(f"output.dir={str(folder)!r} and cache.dir={config.cache.dir!r} may not lie one inside the other.")
     if not config.corpus.paths:
         raise ConfigError("corpus.paths is empty: name files, folders or globs, as in corpus.paths=[texts/].")
     if config.corpus.url is not None and not config.corpus.url.startswith("https://"):

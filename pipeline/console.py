@@ -1,7 +1,7 @@
 """What a person sees: progress while it runs, one table at the end, errors in one line.
 
 Logs and progress go to stderr, the table and the path of the dataset to stdout. On a terminal progress is a
-bar with rate and time left; elsewhere it is a plain line every ten seconds.
+bar with rate and time left; elsewhere it is a plain line, the first after three seconds, then every ten.
 """
 
 import contextlib
@@ -114,7 +114,8 @@ def passes(total: int) -> Iterator[Callable[[str, int], None]]:
 
 @contextlib.contextmanager
 def _lines(what: str, total: int) -> Iterator[Advance]:
-    started = said = time.monotonic()
+    started = time.monotonic()
+    said = started - 7  # the first line after three seconds, then one every ten
     done = 0
 
     def advance(count: int) -> None:

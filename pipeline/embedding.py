@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline import console
 from pipeline.arrow import flat_list
 from pipeline.config import Embedding
 from pipeline.errors import ConfigError, IntegrityError, ResourceError, TokenizerError
@@ -104,14 +105,14 @@ def decide(e: Embedding, ids: int) -> tuple[bool, str]:
     if e.kind == "none":
         return False, "no embedding"
     cost = vector_bytes(ids, embedding_dim(e), e.dtype)
-    size = f"{cost / 1e6:,.1f} MB"
+    size, budget = console.size(cost), console.size(e.max_bytes)
     if e.vectors == "always":
         return True, f"vectors written: {size}, embedding.vectors=always"
     if e.vectors == "never":
         return False, f"vectors not written, embedding.vectors=never; they would take {size}"
     if cost <= e.max_bytes:
-        return True, f"vectors written: {size}, within embedding.max_bytes={e.max_bytes}"
-    return False, f"vectors not written: {size} is more than embedding.max_bytes={e.max_bytes}; embedding.vectors=always would"
+        return True, f"vectors written: {size}, within embedding.max_bytes ({budget})"
+    return False, f"vectors not written: {size} is more than embedding.max_bytes ({budget}); embedding.vectors=always would"
 
 
 # -- the tables ---------------------------------------------------------------------------------------------

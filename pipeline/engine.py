@@ -80,7 +80,7 @@ def run(engine: Engine, function: Callable[[Item], Result], items: Iterable[Item
 
     Raises what `function` raises, with a note naming the item, and ResourceError where worker processes die.
     """
-    workers = engine.workers or cores()
+    workers = engine.workers or cores() + 1  # one more than cores: somebody is always waiting for the disk
     if engine.kind == "processes":
         yield from _in_processes(workers, function, items)
     elif engine.kind == "threads" and workers > 1:

@@ -132,9 +132,9 @@ class Line:
         self.ledger |= manifest["ledger"]
         counts = self.ledger.get(entry.stage, {})
         state = "cached" if not made else "computed" if made == total else f"computed {made} of {total} shards"
-        reasons = why(entry, self.entries) if made == total and made else []
+        reasons = why(entry, self.entries) if made and made == total else []
         if reasons:
-            log.info("%s: an earlier result differs in %s", entry.stage, "; ".join(reasons))
+            log.info("%s: computed, since an earlier result differs in %s", entry.stage, self._briefly(reasons))
         size = sum(note["bytes"] for note in manifest["files"].values())
         tokens = counts.get("ids", counts.get("tokens", 0))
         self.reports[entry.stage] = Report(entry.stage, entry.key, state, counts.get("rows", 0), tokens, size, seconds, reasons)
@@ -147,6 +147,15 @@ class Line:
                 own = manifest if entry is entries[-1] else entry.manifest()
                 self.tell(entry, own or {"ledger": manifest["ledger"], "files": {}})
         return manifest
+
+    def _briefly(self, reasons: list[str]) -> str:
+        """Up to three differences; those of a stage upstream in one word, since that stage has told them."""
+        told = {report.stage for report in self.reports.values() if report.why}
+        own = [reason for reason in reasons if reason.partition(": ")[0] not in told]
+        own.sort(key=lambda reason: " null" in reason)  # what only one of two kinds has says least
+        upstream = [stage for stage in dict.fromkeys(reason.partition(": ")[0] for reason in reasons) if stage in told]
+        more = [f"{len(own) - 3} more (cache why)"] if len(own) > 3 else []
+        return ", ".join(own[:3] + more + upstream)
 
     def fulfil(
         self,

@@ -131,7 +131,7 @@ def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
         _remember(cache, note, [None if path in unsettled else (stat, known[path]) for path, stat in files.items()])
     if empty := [path for path, stat in files.items() if not stat[1]]:
         log.warning("%d of %d files are empty, the first is %r", len(empty), len(files), empty[0])
-    sources = tuple(Source(path, stat[1], _source_sha256(known[path], corpus)) for path, stat in files.items())
+    sources = tuple(Source(shown(path), stat[1], _source_sha256(known[path], corpus)) for path, stat in files.items())
     parts = (
         Part(index, path, *known_range, NEVER if path in unsettled else stat)
         for index, (path, stat) in enumerate(files.items())
@@ -149,6 +149,14 @@ def data_dirs() -> list[Path]:
     places = [Path("data"), package / "data", package.parent / "data"]
     mirror = os.environ.get("PIPELINE_ASSETS")
     return places + ([Path(mirror) / "corpora"] if mirror else [])
+
+
+def shown(path: str) -> str:
+    """A path as a manifest may show it: as it was given, or the name of an asset, the same on every machine."""
+    for place in data_dirs():
+        if os.path.abspath(path).startswith(os.path.abspath(place) + os.sep):
+            return os.path.relpath(path, place)
+    return path
 
 
 def find(corpus: Corpus) -> dict[str, Stat]:

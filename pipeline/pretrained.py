@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,7 +116,8 @@ def find(t: Settings) -> Found:
         return _on_hub(name, t.revision)
     except TokenizerError as error:
         raise TokenizerError(
-            f"tokenizer {name!r} not found; tried {where}, and the Hub: {error} Set HF_TOKEN or tokenizer.name=PATH."
+            f"tokenizer {name!r} not found; tried {where}, and the Hub: {error} Set tokenizer.name= to a local folder, "
+            "PIPELINE_ASSETS to an offline mirror, or HF_TOKEN where the Hub asks for it."
         ) from error
 
 
@@ -260,8 +262,8 @@ def _vocab(tree: Json, data: bytes) -> dict[str, int]:
 
 def vocabulary_file(vocab: dict[str, int]) -> bytes:
     """Token -> ID as JSON, a line each, in the order of the IDs."""
-    ordered = dict(sorted(vocab.items(), key=lambda item: (item[1], item[0])))
-    return (json.dumps(ordered, ensure_ascii=False, indent=0) + "\n").encode()
+    ordered = dict(sorted(vocab.items(), key=itemgetter(1, 0)))
+    return json.dumps(ordered, ensure_ascii=False, separators=(",\n", ": ")).encode() + b"\n"
 
 
 def declared(config: Json, special_map: Json) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline import cache, console, window
 from pipeline.arrow import read_batches
 from pipeline.config import Window
-from pipeline.errors import ConfigError, IntegrityError
+from pipeline.errors import ConfigError, IntegrityError, from_os_error
 
 SPACES = str.maketrans({"Ġ": "·", "Ċ": "⏎", "ĉ": "→", "▁": "·"})  # how byte-level and SentencePiece tokens spell white space
 
@@ -33,8 +33,21 @@ class Shown:
         self.manifest = manifest
         known = {f: manifest["config"]["window"][f] for f in Window.__dataclass_fields__ if f in manifest["config"]["window"]}
         self.window = Window(**known)
-        self.vocabulary = {i: token for token, i in json.loads((folder / "vocabulary.json").read_text("utf-8")).items()}
-        self.documents = pa.Table.from_batches(list(read_batches(folder / "documents.arrow")))
+        self.vocabulary = {i: token for token, i in json.loads(self.file("vocabulary.json").read_text("utf-8")).items()}
+        self.documents = pa.Table.from_batches(list(read_batches(self.file("documents.arrow"))))
+
+    def file(self, name: str) -> Path:
+        """The path of a file, once its bytes are those that the manifest names. Raises IntegrityError."""
+        note, path = self.manifest["files"].get(name), self.folder / name
+        try:
+            whole = note is not None and cache.hash_file(path) == (note["bytes"], note["sha256"])
+        except FileNotFoundError:
+            whole = False
+        except OSError as error:
+            raise from_os_error(error, path) from error
+        if not whole:
+            raise IntegrityError(f"{str(path)!r} is not what its manifest says: run the pipeline again, it writes it anew.")
+        return path
 
     def row(self, index: int) -> dict[str, Any]:
         """The columns of one row. Raises ConfigError where there is no such row."""
@@ -43,7 +56,10 @@ class Shown:
             raise ConfigError(f"--row {index}: the dataset has rows 0 to {rows - 1}.")
         left = index % rows
         for name in sorted(n for n in self.manifest["files"] if n.startswith("data-")):
-            for batch in read_batches(self.folder / name):
+            if left >= self.manifest["files"][name]["rows"]:
+                left -= self.manifest["files"][name]["rows"]
+                continue
+            for batch in read_batches(self.file(name)):
                 if left < len(batch):
                     return {column: batch[column][left].as_py() for column in batch.schema.names if column != "embeddings"}
                 left -= len(batch)
@@ -74,7 +90,7 @@ class Shown:
         """IDs as text, special tokens included."""
         from tokenizers import Tokenizer
 
-        reader = Tokenizer.from_file(str(self.folder / "tokenizer" / "tokenizer.json"))
+        reader = Tokenizer.from_file(str(self.file("tokenizer/tokenizer.json")))
         return str(reader.decode(ids, skip_special_tokens=False))
 
 

@@ -104,7 +104,10 @@ def _ready(line: Line, config: configs.Config, entry: Entry, make: Callable[[], 
                 manifest = entry.finish(list(receipts), list(receipts.values()), ledger={})
                 line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
     backend = tokenizer.backend(entry.folder, config.tokenizer.backend)
-    return Ready(entry, manifest, backend, config.vocabulary.special_in_text)
+    ready = Ready(entry, manifest, backend, config.vocabulary.special_in_text)
+    if line.reports[entry.stage].state != "cached":
+        ready.open()  # a new tokenizer has no IDs yet: open it now, beside the hashing of the corpus
+    return ready
 
 
 # -- the stream of IDs ------------------------------------------------------------------------------------
@@ -211,8 +214,8 @@ def _judge(proof: tokenizer.Proof, ready: Ready) -> None:
             f"{ready.backend} gives other IDs than the reference in {proof.differing} of {proof.documents} documents"
         )
     log.info(
-        "tokenize: %s gives the reference's IDs on %d documents, %d bytes of this corpus (%.2f s beside the work)",
-        *(ready.backend, proof.documents, proof.bytes, proof.seconds),
+        "tokenize: %s gives the reference's IDs on %s of this corpus (%.2f s beside the work)",
+        *(ready.backend, console.size(proof.bytes), proof.seconds),
     )
 
 

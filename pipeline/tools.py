@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import cache, console, engine
+from pipeline import cache, cli, console, engine
 from pipeline.errors import ConfigError, IntegrityError, PipelineError
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -24,11 +24,12 @@ def main(group: str | None = None, arguments: list[str] | None = None) -> None:
     console.setup()
     try:
         options.verb(options)
-    except PipelineError as error:
-        print(f"error: {console.printable(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (PipelineError, OSError) as error:
+        sys.exit(cli.complain(cli.as_ours(error)))
 
 
 def _parser(group: str | None) -> argparse.ArgumentParser:

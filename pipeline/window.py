@@ -393,9 +393,10 @@ def _checked_frame(w: config.Window, dtype: np.dtype[Any], pad_id: int | None, f
     if _pads(w) and pad_id is None:
         why = "window.tail=pad" if w.mode == "sliding" else "window.mode=document"
         raise ConfigError(f"{why} needs a pad or an EOS token, and the tokenizer has neither: set tokenizer.pad_token=.")
-    if not w.special_tokens:
+    adds = frame is not None and bool(frame[0] or frame[1])
+    if w.mode != "document" or not (adds if w.special_tokens is None else w.special_tokens):
         frame = ((), (), False)
-    elif frame is None or not (frame[0] or frame[1]):
+    elif frame is None or not adds:
         raise ConfigError("window.special_tokens=true, but the tokenizer adds none: set window.special_tokens=false.")
     largest = max([*frame[0], *frame[1], pad_id or 0])
     if largest > np.iinfo(dtype).max:

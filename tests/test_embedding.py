@@ -366,10 +366,10 @@ def test_vectors_are_written_where_they_fit_and_the_cost_is_said():
     cost = embedding.vector_bytes(39 * 256, 64, "float32")
     assert cost == 39 * 256 * 64 * 4 == 2 * embedding.vector_bytes(39 * 256, 64, "float16")
     for settings, written, said in (
-        ({"max_bytes": cost}, True, f"2.6 MB, within embedding.max_bytes={cost}"),
-        ({"max_bytes": cost - 1}, False, f"2.6 MB is more than embedding.max_bytes={cost - 1}"),
-        ({"max_bytes": 0, "vectors": "always"}, True, "2.6 MB, embedding.vectors=always"),
-        ({"vectors": "never"}, False, "would take 2.6 MB"),
+        ({"max_bytes": cost}, True, "2.56 MB, within embedding.max_bytes (2.56 MB)"),
+        ({"max_bytes": cost - 1}, False, "2.56 MB is more than embedding.max_bytes (2.56 MB)"),
+        ({"max_bytes": 0, "vectors": "always"}, True, "2.56 MB, embedding.vectors=always"),
+        ({"vectors": "never"}, False, "would take 2.56 MB"),
     ):
         decided, sentence = embedding.decide(Embedding(**settings), 39 * 256)
         assert decided is written and said in sentence

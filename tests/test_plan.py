@@ -187,7 +187,7 @@ def test_an_asset_that_is_nowhere_is_downloaded_with_its_checksum(
     sha = hashlib.sha256(b"text").hexdigest()
     found = make(cache, paths=["asset"], url="https://example.org/asset", sha256=sha)
     assert asked == {"url": "https://example.org/asset", "known_hash": f"sha256:{sha}", "fname": "asset", "path": "data"}
-    assert found.sources == (plan.Source("data/asset", 4, sha),)
+    assert found.sources == (plan.Source("asset", 4, sha),)
 
 
 def test_an_asset_that_cannot_be_had_names_every_place(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

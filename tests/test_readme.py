@@ -52,7 +52,7 @@ def ran(command: str, apart: bool = False) -> str:
         assert "run: $(INSTALLED)\n\t$(BIN)/python -m pipeline\n" in (ROOT / "Makefile").read_text()
         command = "python -m pipeline"
     words = shlex.split(command)
-    printed, code = io.StringIO(), 0
+    printed, code = io.TextIOWrapper(io.BytesIO(), "utf-8"), 0  # as a pipe has it; of a StringIO nobody knows the encoding
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         patch.setenv("COLUMNS", "100")
         patch.setenv("HYDRA_FULL_ERROR", "0")  # which `main` sets to 1
@@ -73,8 +73,10 @@ def ran(command: str, apart: bool = False) -> str:
                 code = shell.returncode
         except SystemExit as stop:
             code = int(stop.code or 0)
-    assert code == 0, f"{command} ended with {code}:\n{printed.getvalue()}"
-    return printed.getvalue()
+    printed.seek(0)
+    said = printed.read()
+    assert code == 0, f"{command} ended with {code}:\n{said}"
+    return said
 
 
 def executed(code: str) -> str:

@@ -1,0 +1,338 @@
+"""What a person sees: the command line as real processes where it must be, as functions where it can be."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, composed
+from pipeline import cli, console, tools
+from pipeline.run import run
+
+TINY = ["tokenizer=bytes", "embedding=none", "window.context_length=16"]
+PIPELINE = [sys.executable, "-m", "pipeline"]
+CALM = "Interrupted. Finished stages are kept; rerun the same command to continue.\n"
+
+
+def ran(*arguments: str, **settings) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PIPELINE, *arguments], capture_output=True, text=True, timeout=60, **settings)
+
+
+# -- real processes ---------------------------------------------------------------------------------------
+
+
+def test_help_names_every_choice_and_imports_nothing_heavy():
+    code = "import sys; sys.argv = ['pipeline', '--help']\nfrom pipeline.cli import main\nmain()\nprint(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    *text, modules = found.stdout.splitlines()
+    assert not {"hydra", "omegaconf", "pyarrow", "numpy", "torch", "rich"} & set(modules.split())
+    for choice in (p for p in (ROOT / "conf").glob("*/*.yaml") if p.stem != "default"):
+        line = next(line for line in text if line.startswith(f"  {choice.parent.name} "))
+        assert choice.stem in line
+    assert sum(line.startswith("  python -m pipeline ") for line in text) == 5
+    assert max(map(len, text)) <= 120
+
+
+def test_a_run_ends_with_the_path_on_stdout_and_logs_on_stderr_and_again_computes_nothing(at):
+    first, second = ran(*TINY), ran(*TINY)
+    for found in (first, second):
+        assert found.returncode == 0 and found.stdout.splitlines()[-1] == "outputs/sample"
+        assert "\x1b" not in found.stdout + found.stderr
+    assert "encode" in first.stdout and "embedding" not in first.stdout
+    assert "computed" in first.stdout and "tokenize: " in first.stderr
+    assert "computed" not in second.stdout and "cached" in second.stdout and second.stderr == ""
+
+
+def test_C25_and_C26_a_failing_job_of_a_sweep_stops_no_other_and_what_is_done_is_not_done_again(at):
+    found = ran("-m", *TINY, "window.stride=8,0,16")
+    assert found.returncode == 2 and found.stdout.splitlines()[-1] == "outputs/sample"
+    assert "failed (2): window.stride=0 is outside" in found.stdout.replace("\n", "")
+    assert "Traceback" not in found.stderr
+    assert {p.name for p in (at / "outputs/sample").iterdir()} == {"window.stride=8", "window.stride=16"}
+    again = ran("-m", *TINY, "window.stride=8,16")
+    assert again.returncode == 0 and again.stdout.count("all cached") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["A4-SIGINT", "A5-SIGTERM"])
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+def test_a_signal_ends_a_run_calmly_and_the_same_command_continues(at, number, sweep):
+    (at / "lines.txt").write_text("some words on a line\n" * 300_000)
+    slow = ["corpus=text", "corpus.paths=[lines.txt]", "corpus.document=line", "corpus.shard_bytes=500000", "engine=serial"]
+    arguments = [*sweep, *TINY, *slow, "window.stride=8,16" if sweep else "window.stride=8"]
+    process = subprocess.Popen(
+        [*PIPELINE, *arguments, "+engine.batch_size=2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not list(at.glob("data/cache/encode/*/00000.arrow")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    begun = time.monotonic()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and time.monotonic() - begun < 10
+    assert err.endswith(CALM) and "Traceback" not in err and out == ""
+    assert not list(at.glob("data/cache/tmp/*")) and not (at / "outputs").exists()
+    if not sweep:
+        again = ran(*arguments)
+        assert again.returncode == 0 and "computed 12 of 13 shards" in again.stdout, again.stdout + again.stderr
+
+
+def test_a_reader_that_has_gone_and_closed_or_full_outputs_end_without_a_traceback(at):
+    reading, writing = os.pipe()
+    os.close(reading)
+    gone = subprocess.run([*PIPELINE, *TINY], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert gone.returncode == 0 and "Traceback" not in gone.stderr and (at / "outputs/sample/manifest.json").is_file()
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([*PIPELINE, *TINY], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert found.returncode == 5 and "No space left writing 'standard output'" in found.stderr
+
+
+def test_the_console_script_completes_groups_choices_and_keys(at):
+    script = Path(sys.executable).with_name("pipeline")
+    if not script.is_file():
+        pytest.skip("needs the installed console script")
+    settings = {"capture_output": True, "text": True, "timeout": 60}
+    for line, expected in (("pipeline tokenizer=b", "tokenizer=bpe"), ("pipeline window.st", "window.stride=")):
+        environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+        found = subprocess.run([script, "-sc", "query=bash"], env=environment, **settings)
+        assert found.returncode == 0 and expected in found.stdout.split(), found.stderr
+    assert "hydra_bash_completion" in subprocess.run([script, "-sc", "install=bash"], **settings).stdout
+    assert list(at.iterdir()) == []
+
+
+def test_on_a_terminal_a_long_phase_shows_a_bar_and_the_log_stands_above_it():
+    code = (
+        "import time, logging\nfrom pipeline import console\nconsole.setup()\n"
+        "with console.progress('encode', 100) as advance:\n    advance(40); time.sleep(1.3)\n"
+        "    logging.getLogger('pipeline').info('a word'); time.sleep(0.2)\n"
+    )
+    parent, child = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=child, stderr=child, env={**os.environ, "TERM": "xterm"})
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(parent, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+    os.close(parent)
+    assert process.wait(10) == 0
+    assert b"encode" in shown and b"40/100" in shown and b"a word" in shown
+
+
+# -- the command line as a function -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def ends(at, monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr("sys.argv", ["pipeline"])
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.exit_code(list(arguments))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cfg", "job"], "context_length: 256"),
+        (["--cfg", "job", "--resolve", "-p", "window"], "# @package window"),
+        (["--info", "searchpath"], "structured://"),
+        (["--hydra-help"], "Hydra (1.3"),
+    ],
+)
+def test_hydras_own_flags_answer_and_run_nothing(ends, at, arguments, said):
+    code, out, _ = ends(*arguments)
+    assert code == 0 and said in out and not (at / "data").exists()
+
+
+def test_hydra_help_composes_no_configuration_of_ours(ends):
+    assert ends("--hydra-help", "hydra/hydra_logging=default")[0] == 2
+
+
+@pytest.mark.parametrize("arguments", [["--bogus"], ["--cfg", "nonsense"], ["-m", "--run"], ["--config-dir", "nowhere"]])
+def test_a_flag_that_is_wrong_ends_with_2(ends, arguments):
+    code, _, err = ends(*TINY, *arguments)
+    assert code == 2 and "error: " in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
+def test_however_a_sweep_is_asked_for_and_wherever_its_flag_stands_each_job_has_its_folder(ends, at, flag):
+    code, out, _ = ends(*TINY, flag, "window.stride=8,16")
+    assert code == 0 and out.splitlines()[-1] == "outputs/sample"
+    assert {p.name for p in (at / "outputs/sample").iterdir()} == {"window.stride=8", "window.stride=16"}
+
+
+def test_values_that_a_file_name_cannot_hold_get_folders_that_differ(at):
+    names = [cli.folder_name([f"corpus.paths=[{path}]"]) for path in ("a/b", "a_b", "a b", "ü" * 300, "ü" * 299)]
+    assert len(set(names)) == 5 and all(len(name) < 200 and "/" not in name for name in names)
+    assert cli.folder_name(["window.stride=64", "+corpus=text"]) == "corpus=text,window.stride=64"
+
+
+def test_a_bug_of_ours_ends_with_1_a_traceback_and_no_secret(ends, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("https://user:s3cr3t@example.org is odd")
+
+    monkeypatch.setattr("pipeline.run.run", broken)
+    code, _, err = ends(*TINY)
+    assert code == 1 and "Traceback" in err and err.endswith("error: this is a bug of ours; the lines above say where.\n")
+    assert "s3cr3t" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 5),
+        (PermissionError(13, "Permission denied", "x"), 5),
+        (OSError(28, "No space left on device", "x"), 5),
+        (ValueError("odd"), 1),
+    ],
+)
+def test_what_a_run_raises_becomes_its_exit_code(ends, monkeypatch, error, code):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("pipeline.run.run", broken)
+    assert ends(*TINY)[0] == code
+
+
+def test_HYDRA_FULL_ERROR_adds_the_traceback_and_changes_no_exit_code(ends, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    code, _, err = ends("window.stride=abc")
+    assert code == 2 and "Traceback" in err and err.splitlines()[-1].startswith("error: window.stride=abc: ")
+
+
+# -- what is shown ----------------------------------------------------------------------------------------
+
+
+def test_the_balance_reads_as_sums_that_add_up(at):
+    outcome = run(composed("tokenizer=bytes", "embedding=none", "window.context_length=256", "window.stride=128"))
+    text, tokens, slots = cli.ledger_lines(outcome.ledger)
+    assert text == "  text    18,838 bytes in 1 document"
+    assert tokens == "  tokens  18,838 = 1 first (no target) + 18,816 targets + 21 tail (dropped)"
+    assert slots == "  slots   37,376 = 18,816 targets + 18,560 repeated by overlap"
+
+
+def test_the_balance_names_every_reason_and_counts_added_tokens():
+    ledger = {
+        "load": {"text_bytes": 10, "documents": 2, "empty_files": 1, "nul_bytes": 3},
+        "encode": {"tokens": 9, "eos": 2, "unknown": 4},
+        "window": {"tokens": 11, "first": 2, "targets": 9, "slots": 12, "padding": 3, "repeated": 0},
+    }
+    assert cli.ledger_lines(ledger) == [
+        "  text    10 bytes in 2 documents",
+        "          empty files: 1; NUL bytes kept: 3; unknown tokens: 4",
+        "  IDs     11 = 9 tokens + 2 EOS",
+        "          11 = 2 first (no target) + 9 targets",
+        "  slots   12 = 9 targets + 3 padding",
+    ]
+
+
+@pytest.mark.parametrize("window", ["prefix", "document"])
+def test_every_mode_has_a_balance_that_adds_up(at, window):
+    (at / "two.txt").write_text("one two three\nfour five")
+    where = ["corpus=text", "corpus.paths=[two.txt]", "corpus.document=line", "tokenizer=words", "embedding=none"]
+    outcome = run(composed(*where, f"window={window}", "window.context_length=8", "window.truncate=true"))
+    for line in cli.ledger_lines(outcome.ledger)[1:]:
+        total, parts = line.replace(",", "").split(" = ")
+        assert int(total.split()[-1]) == sum(int(part.split()[0]) for part in parts.split(" + "))
+
+
+def test_a_table_keeps_words_whole_drops_empty_columns_and_escapes_what_it_holds(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_: os.terminal_size((30, 24)))
+    console.table(
+        ["job", "rows", "tail", "outcome"],
+        [["window.stride=64", 1234, "", "all cached"], ["\x1b[31m", "", "", "failed (2): because of a long reason"]],
+    )
+    text = capsys.readouterr().out
+    assert "window.stride=64" in text and "1,234" in text and "tail" not in text and "\x1b" not in text
+    assert all(word in text.split() for word in "failed (2): because of a long reason".split())
+
+
+def test_the_log_is_one_plain_line_a_record_without_control_characters_or_secrets(capsys, monkeypatch):
+    import logging
+
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    console.setup()
+    logging.getLogger("pipeline.x").info("a\nb\x1b[31m hf_AbCdEfGh123456")
+    logging.getLogger("other").info("not ours")
+    logging.getLogger("other").warning("careful")
+    assert capsys.readouterr().err == "a\\nb\\x1b[31m [redacted]\nwarning: careful\n"
+
+
+def test_without_a_terminal_progress_is_a_plain_line_after_three_seconds_and_then_every_ten(caplog, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with caplog.at_level("INFO"), console.progress("encode", 20_000_000) as advance:
+        for _ in range(16):
+            now[0] += 1
+            advance(1_000_000)
+    assert [r.getMessage() for r in caplog.records] == [
+        "encode: 3 MB of 20 MB, 1 MB/s, 17 s left",
+        "encode: 13 MB of 20 MB, 1 MB/s, 7 s left",
+    ]
+
+
+# -- the verbs beside the pipeline ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def verb(capsys):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        try:
+            tools.main(None, list(arguments))
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_show_draws_a_row_with_its_source_and_refuses_a_row_that_is_not_there_or_is_damaged(at, verb):
+    outcome = run(composed(*TINY))
+    code, out, _ = verb("show", "outputs/sample", "--row", "3")
+    assert code == 0 and "sample.txt' bytes 0 to 18,838" in out and "\ninput " in out and "\ntarget " in out
+    assert verb("show", "outputs/sample", "--row", "-1")[1].startswith(f"row {outcome.rows - 1:,} of")
+    code, _, err = verb("show", "outputs/sample", "--row", "999999")
+    assert code == 2 and f"rows 0 to {outcome.rows - 1}" in err
+    data = at / "outputs/sample/data-00000.arrow"
+    damaged = bytearray(data.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    data.unlink()
+    data.write_bytes(damaged)
+    code, _, err = verb("show", "outputs/sample")
+    assert code == 4 and "is not what its manifest says" in err
+    assert verb("cache", "verify", "outputs/sample")[0] == 4
+    assert verb("show", "nowhere")[0] == 2
+
+
+def test_the_cache_verbs_list_explain_verify_and_collect(at, verb):
+    run(composed(*TINY))
+    run(composed(*TINY, "window.stride=8"))
+    code, out, _ = verb("cache", "ls")
+    assert code == 0 and sum(line.startswith("window ") for line in out.splitlines()) == 2
+    assert "window.stride 16 → 8" in verb("cache", "why")[1]
+    assert verb("cache", "verify")[1].startswith("0 of ")
+    assert verb("cache", "gc", "--max-size", "1kB")[0] == 0
+    assert verb("cache", "why", "zzz")[0] == 2 and verb("cache", "gc", "--max-size", "10XB")[0] == 2
+    assert verb("cache", "--dir", "nowhere", "ls")[0] == 2
+
+
+def test_the_run_record_holds_what_differs_and_the_manifest_does_not(at):
+    run(composed(*TINY))
+    record = json.loads((at / "outputs/sample/run.json").read_text())
+    assert {"host", "seconds", "engine", "stages"} <= set(record)
+    assert record["host"] not in (at / "outputs/sample/manifest.json").read_text()
