@@ -544,8 +544,9 @@ class Entry:
                     self._publish_receipt(name, note)
             self._set_aside(self.folder / "manifest.json")
             return None
-        with contextlib.suppress(OSError):
-            os.utime(self.folder / "manifest.json")
+        if os.access(self.folder, os.W_OK):
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / "manifest.json")
         return manifest
 
     @contextlib.contextmanager

@@ -36,8 +36,8 @@ Groups and their choices (each a YAML file under conf/):
 Examples:
   python -m pipeline corpus=verdict
   python -m pipeline corpus=verdict tokenizer=gpt2 window.context_length=256 window.stride=128
-  python -m pipeline corpus=text corpus.paths=[my/texts] corpus.document=paragraph name=mine
-  python -m pipeline corpus=jsonl corpus.paths=['logs/*.jsonl'] corpus.text_column=body tokenizer=bert embedding=none
+  python -m pipeline corpus=text 'corpus.paths=[my/texts]' corpus.document=paragraph name=mine
+  python -m pipeline corpus=jsonl 'corpus.paths=[logs/*.jsonl]' corpus.text_column=body tokenizer=bert embedding=none
   python -m pipeline -m corpus=verdict window.context_length=128,256 window.stride=64,128
 
   --cfg job            print the composed configuration and stop
@@ -289,17 +289,13 @@ def ledger_lines(ledger: dict[str, dict[str, int]]) -> list[str]:
     counts = {**load, **tokenize, **encode}
     ids, tokens = window.get("tokens", 0), encode.get("tokens", 0)
     notes = [f"{said}: {counts[note]:,}" for note, said in NOTES.items() if counts.get(note)]
+    filled = any(window.get(part) for part in ("repeated", "special", "padding"))
     lines = [
         ("text", f"{load.get('text_bytes', 0):,} bytes in {console.counted(load.get('documents', 0), 'document')}"),
         ("", "; ".join(notes)),
         ("IDs", _sum(ids, counts, ADDED) if ids != tokens else ""),
         ("tokens" if ids == tokens else "", _sum(ids, window, USED)),
-        (
-            "slots",
-            _sum(window["slots"], window, FILLED)
-            if any(window.get(part) for part in ("repeated", "special", "padding"))
-            else "",
-        ),
+        ("slots", _sum(window["slots"], window, FILLED) if filled else ""),
     ]
     return [f"  {name:<6}  {said}" for name, said in lines if said]
 
@@ -350,6 +346,6 @@ def _compare(jobs: list[Job]) -> None:
         cells = [job.outcome.rows, *(counts.get(part, "") for part in ("targets", "tail", "kept")), job.outcome.seconds]
         rows.append([label, *cells, f"computed {computed}" if computed else "all cached"])
     console.table(["job", "rows", "targets", "tail", "kept", "seconds", "outcome"], rows)
-    done = [str(job.outcome.folder.parent) for job in jobs if job.outcome is not None]
+    done = {str(job.outcome.folder.parent) for job in jobs if job.outcome is not None}
     if done:
-        console.say(os.path.commonpath(done) or ".")
+        console.say(done.pop() if len(done) == 1 else os.path.commonpath([os.path.abspath(folder) for folder in done]))

@@ -176,9 +176,6 @@ def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str,
     new = workshop / run / folder.name
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    if folder.is_dir():  # the jobs of a sweep live inside and stay, at every instruction
-        for job in [p for p in folder.iterdir() if _is_dataset(p) and not p.is_symlink()]:
-            shutil.copytree(job, new / job.name, copy_function=_link)
     for name in (*links, *texts):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
     for name, (source, _) in links.items():
@@ -188,6 +185,7 @@ def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str,
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+    _carry(folder, new)
     for place in (*(p for p in new.rglob("*") if p.is_dir()), new, new.parent):
         cache.fsync_dir(place)
     if os.path.lexists(folder):
@@ -200,10 +198,24 @@ def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str,
         workshop.rmdir()
 
 
+def _carry(old: Path, new: Path) -> None:
+    """What else lies in a folder that is replaced stays in it: the jobs of a sweep, a person's notes."""
+    if not old.is_dir():
+        return
+    ours = {Path(name).parts[0] for name in (cache.unseal(old / "manifest.json") or {"files": {}})["files"]}
+    for path in old.iterdir():
+        if path.name in ours or path.name in ("manifest.json", "run.json", WORKSHOP) or os.path.lexists(new / path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
+        else:
+            _link(path, new / path.name)
+
+
 def _link(source: Path | str, target: Path | str) -> None:
     """The file of the cache under a second name; a copy where the file system has no hard links."""
     try:
-        os.link(source, target)
+        os.link(source, target, follow_symlinks=False)
     except OSError:
         with open(source, "rb") as old, open(target, "wb") as new:
             shutil.copyfileobj(old, new, 1 << 20)

@@ -174,14 +174,16 @@ class Line:
         files of its entry and returns their receipts; `before_publishing` may raise, and nothing is published.
         """
         entries = [step.entry for step in steps]
+        if (manifest := self.cached(entries)) is not None:
+            return manifest
+        self.cache.require_writable()
         with self.cache.lock(entries[-1]):
-            first, manifest = len(steps), None
+            first = len(steps)
             while first and (manifest := self.cached(entries[:first])) is None:
                 first -= 1
             if manifest is not None and first == len(steps):
                 return manifest
             ledger = manifest["ledger"] if manifest else ledger
-            self.cache.require_writable()
             todo = tuple(steps[first:])
             work = partial(compute, todo, entries[first - 1] if first else None)
             results = []

@@ -53,6 +53,8 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     configs.check(config)
     folder = Path(config.output.dir or Path("outputs") / (config.name or config.corpus.name)) / (job or "")
     output.require_ours(folder)
+    if job:
+        output.require_ours(folder.parent)
     cache = Cache.open(Path(config.cache.dir))
     try:
         try:

@@ -209,6 +209,8 @@ def _prove(ready: Ready, planned: plan.Plan, settings: configs.Corpus) -> tokeni
 
 
 def _judge(proof: tokenizer.Proof, ready: Ready) -> None:
+    if not proof.bytes:
+        return
     if proof.differing:
         raise BackendDiffers(
             f"{ready.backend} gives other IDs than the reference in {proof.differing} of {proof.documents} documents"
@@ -260,12 +262,12 @@ def make_vectors(line: Line, config: configs.Config, ready: Ready, windows: Resu
     """Phase three: the tables, and the vectors where they fit. Returns the entry and its manifest."""
     settings, (rows, made) = config.embedding, windows
     written, said = embedding.decide(settings, made["ledger"]["window"]["slots"])
-    log.info("embed: %s", said)
     entry = line.entry(
         "embed", version=embedding.VERSION, embedding=embedding.identity(settings, written), upstream={"window": rows.key}
     )
     if (manifest := line.cached([entry])) is not None:
         return entry, manifest
+    log.info("embed: %s", said)
     tables = embedding.tables(settings, ready.open().size, config.window.context_length)
     size = sum(table.nbytes for table in tables.values())
     cost = embedding.vector_bytes(made["ledger"]["window"]["slots"], embedding.embedding_dim(settings), settings.dtype)

@@ -172,6 +172,11 @@ def test_however_a_sweep_is_asked_for_and_wherever_its_flag_stands_each_job_has_
     assert {p.name for p in (at / "outputs/sample").iterdir()} == {"window.stride=8", "window.stride=16"}
 
 
+def test_a_sweep_over_places_ends_with_the_folder_that_holds_them_all(ends, at):
+    code, out, _ = ends(*TINY, "-m", f"output.dir=a,{at}/b")
+    assert code == 0 and out.splitlines()[-1] == str(at)
+
+
 def test_values_that_a_file_name_cannot_hold_get_folders_that_differ(at):
     names = [cli.folder_name([f"corpus.paths=[{path}]"]) for path in ("a/b", "a_b", "a b", "ü" * 300, "ü" * 299)]
     assert len(set(names)) == 5 and all(len(name) < 200 and "/" not in name for name in names)

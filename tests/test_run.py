@@ -313,3 +313,22 @@ def test_every_choice_under_conf_composes_and_names_no_code(choice):
     text = (ROOT / "conf" / group / f"{name}.yaml").read_text()
     assert "_target_" not in text
     composed(f"+{choice}" if group == "experiment" else choice)
+
+
+def test_what_a_person_put_into_a_dataset_stays_when_it_is_replaced(at):
+    folder = ran(*SMALL).folder
+    (folder / "notes.txt").write_text("mine")
+    (folder / "plots").mkdir()
+    (folder / "plots" / "loss.svg").write_text("<svg/>")
+    (folder / "latest").symlink_to("data-00000.arrow")
+    ran("window.context_length=8", *SMALL[2:])
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / "plots" / "loss.svg").read_text() == "<svg/>"
+    assert (folder / "latest").is_symlink()
+
+
+def test_a_sweep_is_not_written_into_a_folder_that_is_not_ours(at):
+    Path("o").mkdir()
+    Path("o/mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="was not written by this pipeline"):
+        ran(*SMALL, "output.dir=o", job="window.stride=8")
+    assert [p.name for p in Path("o").iterdir()] == ["mine.txt"]
