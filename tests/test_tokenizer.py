@@ -100,9 +100,7 @@ def tokens_of(tok, text):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
-    return {
-        name: save(root / name.replace(" ", "-"), make(settings, texts(*CORPUS))) for name, settings in KINDS.items()
-    }
+    return {name: save(root / name.replace(" ", "-"), make(settings, texts(*CORPUS))) for name, settings in KINDS.items()}
 
 
 # -- facts ------------------------------------------------------------------------------------------------
@@ -634,7 +632,12 @@ def test_without_a_network_the_error_names_every_place_within_five_seconds(hub, 
         assert time.monotonic() - started < 5
     message = str(caught.value)
     assert caught.value.exit_code == 6
-    for part in ("'acme/none'", "'data/tokenizers/acme/none'", "the Hub", "Set tokenizer.name= to a local folder, PIPELINE_ASSETS"):
+    for part in (
+        "'acme/none'",
+        "'data/tokenizers/acme/none'",
+        "the Hub",
+        "Set tokenizer.name= to a local folder, PIPELINE_ASSETS",
+    ):
         assert part in message
     assert "\n" not in message
 
