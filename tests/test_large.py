@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -104,21 +103,20 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
     ]
     undisturbed = pipeline(*common, "cache.dir=calm", "output.dir=out-calm", cwd=at)
     assert undisturbed.returncode == 0, undisturbed.stderr
-    rng = random.Random(0)
     for engine in ("threads", "processes"):
         killed = 0
-        for _ in range(12):
+        for attempt in range(12):
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline", *common, f"engine={engine}", f"cache.dir={engine}", f"output.dir=out-{engine}"],
                 cwd=at, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             try:
-                process.wait(rng.uniform(0.4, 2.5))
+                process.wait(0.3 + 0.05 * attempt)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
             process.wait()
-        assert killed > 3
+        assert killed
         final = pipeline(*common, f"engine={engine}", f"cache.dir={engine}", f"output.dir=out-{engine}", cwd=at)
         assert final.returncode == 0, final.stderr
         assert digests(at / f"out-{engine}", "**/*.arrow") == digests(at / "out-calm", "**/*.arrow")
