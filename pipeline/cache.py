@@ -2,11 +2,11 @@
 
 A cache is a folder of entries, `<stage>/<key>/`, and an entry is a handful of files:
 
-    ids/3f…/00000.arrow  00001.arrow …   data, one file per shard
-    ids/3f…/.00001.arrow.receipt         that shard is whole (only until the entry is)
-    ids/3f…/manifest.json                the entry is whole: identity, every file's size and sha256, counts
-    tmp/<run>/                           what a living run is writing; tmp/<run>/lease names what it uses
-    quarantine/                          what was found broken
+    encode/3f…/00000000.arrow …         data, one file per shard
+    encode/3f…/.00000001.arrow.receipt  that shard is whole (only until the entry is)
+    encode/3f…/manifest.json            the entry is whole: identity, every file's size and sha256, counts
+    tmp/<run>/                          what a living run is writing; tmp/<run>/lease names what it uses
+    quarantine/                         what was found broken
 
 **The key.** `identity` is a small JSON object: stage, stage version, the stage's own settings, and the
 content of its inputs (the upstream keys or the source's digests). The key is the sha256 of its canonical

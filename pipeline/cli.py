@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 configuration, 3 input, 4 integrity, 5 environment, 6 toke
 interrupted, 1 a bug of ours.
 """
 
+import gc
 import hashlib
 import logging
 import os
@@ -70,6 +71,7 @@ def main() -> None:
         print(f"pipeline {__version__}")
     else:
         console.setup()
+        gc.set_threshold(100_000)  # composing makes many objects and hardly any garbage
         sys.exit(exit_code(arguments))
 
 

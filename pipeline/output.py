@@ -1,7 +1,7 @@
 """The finished dataset: one folder that `datasets`, plain pyarrow and `open_dataset` read.
 
     outputs/verdict/
-      data-00000.arrow …        windows, Arrow IPC streams (hard links into the cache where the disk allows it)
+      data-00000000.arrow …        windows, Arrow IPC streams (hard links into the cache where the disk allows it)
       documents.arrow           source, byte range and place in the ID stream of every document
       state.json dataset_info.json   what `datasets.load_from_disk` looks for
       tokenizer/ vocabulary.json embeddings.safetensors README.md

@@ -63,7 +63,7 @@ class Report:
 
 def file_name(index: int) -> str:
     """The name of a shard's file in an entry."""
-    return f"{index:05d}.arrow"
+    return f"{index:08d}.arrow"
 
 
 def compute(steps: tuple[Step, ...], upstream: Entry | None, item: Item) -> list[tuple[Json, float]]:

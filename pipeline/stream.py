@@ -1,6 +1,6 @@
 """The stream: the IDs of every shard end to end, read where they lie.
 
-    00000.arrow            00001.arrow                   files of the stage `encode`
+    00000000.arrow         00000001.arrow                files of the stage `encode`
     ┌────────┬─────┬─────┐ ┌───────────┬────────┐
     │ batch  │ …   │ …   │ │ batch     │ …      │        each a list of IDs per document, or piece of one
     └────────┴─────┴─────┘ └───────────┴────────┘

@@ -69,7 +69,7 @@ def test_a_signal_ends_a_run_calmly_and_the_same_command_continues(at, number, s
         [*PIPELINE, *arguments, "+engine.batch_size=2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 30
-    while not list(at.glob("data/cache/encode/*/00000.arrow")) and time.monotonic() < deadline:
+    while not list(at.glob("data/cache/encode/*/00000000.arrow")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
     begun = time.monotonic()
@@ -313,7 +313,7 @@ def test_show_draws_a_row_with_its_source_and_refuses_a_row_that_is_not_there_or
     assert verb("show", "outputs/sample", "--row", "-1")[1].startswith(f"row {outcome.rows - 1:,} of")
     code, _, err = verb("show", "outputs/sample", "--row", "999999")
     assert code == 2 and f"rows 0 to {outcome.rows - 1}" in err
-    data = at / "outputs/sample/data-00000.arrow"
+    data = at / "outputs/sample/data-00000000.arrow"
     damaged = bytearray(data.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     data.unlink()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from conftest import ROOT, composed
-from pipeline import cache
+from pipeline import cache, phase, steps
 from pipeline.errors import ConfigError, InputError
 from pipeline.run import Outcome, run
 
@@ -164,7 +164,7 @@ def test_shards_leave_no_seams(texts):
 def test_a_damaged_file_is_set_aside_and_only_its_shard_is_computed_again(texts):
     common = ["corpus=text", "corpus.paths=[texts]", *SMALL, "corpus.shard_bytes=3000"]
     first = ran(*common, "output.dir=one")
-    victim = sorted(Path("data/cache/window").glob("*/00000.arrow"))[0]
+    victim = sorted(Path("data/cache/window").glob("*/00000000.arrow"))[0]
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.chmod(0o644)
@@ -320,7 +320,7 @@ def test_what_a_person_put_into_a_dataset_stays_when_it_is_replaced(at):
     (folder / "notes.txt").write_text("mine")
     (folder / "plots").mkdir()
     (folder / "plots" / "loss.svg").write_text("<svg/>")
-    (folder / "latest").symlink_to("data-00000.arrow")
+    (folder / "latest").symlink_to("data-00000000.arrow")
     ran("window.context_length=8", *SMALL[2:])
     assert (folder / "notes.txt").read_text() == "mine" and (folder / "plots" / "loss.svg").read_text() == "<svg/>"
     assert (folder / "latest").is_symlink()
@@ -332,3 +332,20 @@ def test_a_sweep_is_not_written_into_a_folder_that_is_not_ours(at):
     with pytest.raises(ConfigError, match="was not written by this pipeline"):
         ran(*SMALL, "output.dir=o", job="window.stride=8")
     assert [p.name for p in Path("o").iterdir()] == ["mine.txt"]
+
+
+def test_a_fast_tokenizer_that_differs_on_this_corpus_is_never_served(at, monkeypatch, caplog):
+    differing = steps.tokenizer.Proof(documents=3, bytes=100, differing=1, seconds=0.0)
+    monkeypatch.setattr(steps, "_prove", lambda *args: differing)
+    for _ in range(2):  # the second run finds what the first one made with the reference
+        outcome = ran(*SMALL)
+        manifest = cache.unseal(outcome.folder / "manifest.json")
+        assert manifest["tokenizer"]["backend"] == "hf" and manifest["config"]["tokenizer"]["backend"] == "auto"
+    assert "gives other IDs than the reference in 1 of 3 documents" in caplog.text
+    assert len(list(Path("data/cache/tokenize").glob("*/manifest.json"))) == 1
+    assert states(ran(*SMALL, "tokenizer.backend=hf"))["tokenize"] == "cached"
+
+
+def test_names_of_shards_sort_as_their_numbers_do():
+    names = [phase.file_name(index) for index in (0, 9, 10, 99_999, 100_000, 12_345_678)]
+    assert names == sorted(names)

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 def prepare(options: Namespace) -> None:
     """Write a dataset of one list of int32 per document. A tokenizer without an end mark gets none."""
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
+    tokenizer.encode_special_tokens = True  # a literal [MASK] in the text is text, as everywhere in this comparison
     end_mark = tokenizer.token_to_id(EOS)
     end = [] if end_mark is None else [end_mark]
 
