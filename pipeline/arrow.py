@@ -3,8 +3,10 @@
 `pa.array(ndarray)` would import pandas where it is installed, which takes a second; these never do.
 """
 
+import contextlib
 import errno
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,63 @@ def flat_list(values: pa.Array, offsets: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(numbers(offsets.astype(np.int32)), values)
 
 
+def to_numpy(column: pa.Array) -> np.ndarray:
+    """A column of numbers, without nulls, as a numpy array `[rows]` over the same memory."""
+    dtype = np.dtype(column.type.to_pandas_dtype())
+    return np.frombuffer(column.buffers()[1] or b"", dtype, len(column), column.offset * dtype.itemsize)
+
+
+def adjoin(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where each of the ranges of these lengths begins when laid end to end, and the last one ends.
+
+    int64 `[len(lengths) + 1]`.
+
+    >>> adjoin([3, 0, 2])
+    array([0, 3, 3, 5])
+    """
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def row_offsets(column: pa.ListArray | pa.StringArray) -> np.ndarray:
+    """Where each row of a column of lists or strings begins among its values, and the last one ends: int64 `[rows + 1]`.
+
+    In a slice of a column the first need not be 0.
+    """
+    if not len(column):
+        return np.zeros(1, np.int64)
+    return np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+
+
 def list_values(rows: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     """Flat values (the indices, where they are dictionary-encoded) and int64 offsets that start at 0."""
-    offsets = np.frombuffer(rows.buffers()[1], np.int32)[rows.offset : rows.offset + len(rows) + 1].astype(np.int64)
-    if not len(offsets):
-        offsets = np.zeros(1, np.int64)
+    offsets = row_offsets(rows)
     values = rows.values.slice(offsets[0], offsets[-1] - offsets[0])
     if isinstance(values, pa.DictionaryArray):
         values = values.indices
-    kind = np.dtype(values.type.to_pandas_dtype())  # not values.to_numpy(), which imports pandas as well
-    return np.frombuffer(values.buffers()[1], kind, len(values), values.offset * kind.itemsize), offsets - offsets[0]
+    return to_numpy(values), offsets - offsets[0]
+
+
+def strings(data: Any, offsets: np.ndarray) -> pa.StringArray:
+    """Rows of a buffer of UTF-8, which is neither copied nor checked: row i is `data[offsets[i]:offsets[i + 1]]`."""
+    return pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data))
+
+
+def joined(rows: Sequence[bytes]) -> pa.StringArray:
+    """Rows of UTF-8 as a string array, a copy."""
+    return strings(b"".join(rows), adjoin([*map(len, rows)]))
+
+
+def string_bytes(text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """The UTF-8 of all rows end to end, uint8, and int64 offsets that start at 0, `[rows + 1]`."""
+    offsets, data = row_offsets(text), text.buffers()[2]
+    values = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+    return values[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def text_bytes(text: pa.StringArray) -> int:
+    """How many bytes of UTF-8 the rows hold."""
+    offsets = row_offsets(text)
+    return int(offsets[-1] - offsets[0])
 
 
 def flags(column: pa.BooleanArray) -> np.ndarray:
@@ -58,16 +107,29 @@ def narrowest(size: int) -> np.dtype[Any]:
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The batches of an Arrow IPC stream file, memory-mapped. Raises IntegrityError where it is not one."""
-    try:
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            yield from reader
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-            raise from_os_error(error, path) from error
-        raise IntegrityError(f"{str(path)!r} is not a whole Arrow stream: {error}.") from error
+    with _reading(path), pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        yield from reader
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """The schema of an Arrow IPC stream file."""
-    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+    """The schema of an Arrow IPC stream file. Raises IntegrityError where it is not one."""
+    with _reading(path), pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
         return reader.schema
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        number = _number(error)
+        if number not in (None, errno.ENOENT):
+            raise from_os_error(OSError(number, os.strerror(number)), path) from error
+        raise IntegrityError(f"{str(path)!r} is not a whole Arrow stream: {error}.") from error
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of a failed call. Where a file cannot be mapped pyarrow gives the words alone, at the end."""
+    limits = (errno.ENOMEM, errno.EAGAIN, errno.ENODEV, errno.EIO)
+    said = (number for number in limits if isinstance(error, OSError) and str(error).endswith(os.strerror(number)))
+    return getattr(error, "errno", None) or next(said, None)

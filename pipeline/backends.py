@@ -17,7 +17,6 @@ that a fast core is known to read differently.
 
 import functools
 import json
-import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Protocol
@@ -26,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrow import flat_list
+from pipeline.arrow import adjoin, flat_list, row_offsets, strings
 from pipeline.errors import ConfigError, TokenizerError
 
 PACKAGES = {"hf": "tokenizers", "gigatoken": "gigatoken", "splintr": "splintr-rs", "transformers": "transformers"}
@@ -132,7 +131,7 @@ class HuggingFace:
 
     def encode(self, text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
         """See Core. Works through the batch in groups, since each byte of text costs it about 150 of memory."""
-        edges = _groups(_text_offsets(text), HF_GROUP)
+        edges = _groups(row_offsets(text), HF_GROUP)
         ids, lengths = [np.zeros(0, np.uint32)], [np.zeros(1, np.int64)]
         for start, stop in pairwise(edges):
             rows = text.slice(start, stop - start).to_pylist()
@@ -193,10 +192,10 @@ class Splintr:
         before = rows - np.arange(len(rows))  # documents of the first kind that stand before each of the second
         lengths = np.insert(np.diff(offsets), before, np.diff(edges))
         merged = np.insert(ids, np.repeat(offsets[before], np.diff(edges)), others)
-        return merged, np.concatenate([[0], np.cumsum(lengths)])
+        return merged, adjoin(lengths)
 
     def _encode(self, text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-        groups = _join(text, _groups(_text_offsets(text), GROUP), WORDPIECE_SEPARATOR)
+        groups = _join(text, _groups(row_offsets(text), GROUP), WORDPIECE_SEPARATOR)
         flat, ends = self.tokenizer.encode_batch_flat(groups.to_pylist())
         ids, stops = np.frombuffer(flat, np.uint32), np.frombuffer(ends, np.uint64)[1:].astype(np.int64)
         return _cut(ids, stops, self.separator, len(text)) or self.reference().encode(text)
@@ -215,12 +214,6 @@ def _added(index: int, content: str) -> dict[str, Any]:
     return {"id": index, "content": content, **flags}
 
 
-def _text_offsets(text: pa.StringArray) -> np.ndarray:
-    if not len(text):
-        return np.zeros(1, np.int64)
-    return np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1].astype(np.int64)
-
-
 def _groups(offsets: np.ndarray, size: int) -> np.ndarray:
     """Rows at which to cut a batch into groups of about `size` bytes, from 0 to the number of rows."""
     cuts = np.searchsorted(offsets, np.arange(offsets[0] + size, offsets[-1], size))
@@ -230,8 +223,8 @@ def _groups(offsets: np.ndarray, size: int) -> np.ndarray:
 def _join(text: pa.StringArray, edges: np.ndarray, separator: str) -> pa.StringArray:
     """One string per group of rows."""
     data = separator.encode()
-    between = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, len(data)], np.int32)), pa.py_buffer(data))
-    return pc.binary_join(flat_list(text, edges), between[0])  # a Python string here would import pandas
+    between = strings(data, np.array([0, len(data)]))[0]  # a Python string here would import pandas
+    return pc.binary_join(flat_list(text, edges), between)
 
 
 def _cut(ids: np.ndarray, stops: np.ndarray, separator: int, rows: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -266,36 +259,41 @@ def parse(tokenizer_json: bytes) -> dict[str, Any]:
 def _installed(name: str) -> bool:
     from importlib.util import find_spec
 
-    return find_spec({"gigatoken": "gigatoken", "splintr": "splintr"}[name]) is not None
+    return find_spec(name) is not None
 
 
-def _steps(node: dict[str, Any] | None) -> list[dict[str, Any]]:
+def components(node: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Normalizers or pre-tokenizers in order, without the Sequences around them."""
     if node is None:
         return []
     children = node.get("pretokenizers", node.get("normalizers", []))
-    return [step for child in children for step in _steps(child)] if node["type"] == "Sequence" else [node]
+    return [step for child in children for step in components(child)] if node["type"] == "Sequence" else [node]
 
 
-def _is_split(step: dict[str, Any], patterns: tuple[str, ...]) -> bool:
+def is_split(step: dict[str, Any], patterns: tuple[str, ...]) -> bool:
     """Is it a Split that keeps every match of one of the patterns as a piece?"""
     pattern = step.get("pattern", {}).get("Regex") if step["type"] == "Split" else None
     return pattern in patterns and step["behavior"] == "Isolated" and not step["invert"]
 
 
-def _is_bytes(step: dict[str, Any], use_regex: bool | None) -> bool:
+def is_bytes(step: dict[str, Any], use_regex: bool | None) -> bool:
     """Is it ByteLevel as GPT-2 has it? `use_regex` None: with or without its regular expression."""
     plain = step["type"] == "ByteLevel" and not step["add_prefix_space"]
     return plain and (use_regex is None or step.get("use_regex", True) == use_regex)
 
 
-def _no_merges(spec: dict[str, Any]) -> bool:
+def no_merges(spec: dict[str, Any]) -> bool:
+    """Is it a BPE in which every character, or byte, stays a token by itself?"""
     model = spec["model"]
     return model.get("type", "BPE") == "BPE" and not model.get("merges") and not model.get("ignore_merges")
 
 
-def _byte_letters() -> list[str]:
-    """The letter for each byte in a byte-level vocabulary (`bytes_to_unicode` of GPT-2's encoder.py)."""
+def byte_letters() -> list[str]:
+    """The letter for each byte in a byte-level vocabulary (`bytes_to_unicode` of GPT-2's encoder.py).
+
+    >>> byte_letters()[ord("a")], byte_letters()[ord(" ")]
+    ('a', 'Ġ')
+    """
     shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = iter(range(256, 512))
     return [chr(byte) if byte in shown else chr(next(hidden)) for byte in range(256)]
@@ -303,7 +301,7 @@ def _byte_letters() -> list[str]:
 
 def _not_gigatoken(spec: dict[str, Any]) -> str | None:
     """Why gigatoken would not be exact, None where it is."""
-    model, steps = spec["model"], _steps(spec["pre_tokenizer"])
+    model, steps = spec["model"], components(spec["pre_tokenizer"])
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         return f"its model is {model.get('type')}, not BPE"
     odd = [k for k in ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)]
@@ -311,11 +309,11 @@ def _not_gigatoken(spec: dict[str, Any]) -> str | None:
         return f"its model has {odd[0]}={model[odd[0]]!r}"
     if spec["normalizer"] is not None:
         return f"it has the normalizer {spec['normalizer']['type']}"
-    known = len(steps) == 1 and _is_bytes(steps[0], None if _no_merges(spec) else True)
-    known = known or (len(steps) == 2 and _is_split(steps[0], LATER) and _is_bytes(steps[1], False))
+    known = len(steps) == 1 and is_bytes(steps[0], None if no_merges(spec) else True)
+    known = known or (len(steps) == 2 and is_split(steps[0], LATER) and is_bytes(steps[1], False))
     if not known:
         return "its pre-tokenizer is not one that gigatoken is known to follow"
-    letters = _byte_letters()
+    letters = byte_letters()
     if missing := [letter for letter in letters if letter not in model["vocab"]]:
         return f"{len(missing)} of 256 bytes are missing in its vocabulary"
     merged = {merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in model["merges"]}
@@ -342,148 +340,3 @@ def _not_splintr(spec: dict[str, Any]) -> str | None:
     if odd := [t["content"] for t in spec["added_tokens"] if not t["special"] or any(t[flag] for flag in flags)]:
         return f"its added token {odd[0]!r} is not plain"
     return None
-
-
-# -- where a text can be cut ------------------------------------------------------------------------------
-#
-# A border is a place between two bytes that ends a word whatever stands further left or right, so the words on
-# both sides are those of the whole. Each is a regular expression that looks one character back and one ahead.
-# Only characters are named whose class no version of Unicode disputes.
-
-# Not white space, nor what could be taken for it: controls, and the neighbours of U+0085, 00A0, 1680, 180E,
-# 2000-206F, 3000 and FEFF.
-SOLID = (
-    rb"(?<![\x00-\x20])(?<!\xc2[\x80-\xbf])(?<!\xe1[\x9a\xa0][\x80-\xbf])(?<!\xe2[\x80\x81][\x80-\xbf])"
-    rb"(?<!\xe3\x80[\x80-\xbf])(?<!\xef\xbb\xbf)"
-)
-# Letters: Latin, Cyrillic U+0400-047F, Hiragana and Katakana, ideographs U+4E00-9F7F, Hangul syllables.
-LETTER = (
-    rb"(?:(?<=[A-Za-z])|(?<=[\xd0\xd1][\x80-\xbf])|(?<=\xe3\x81[\x82-\xbf])|(?<=\xe3\x82[\x80-\x96\xa1-\xbf])"
-    rb"|(?<=\xe3\x83[\x80-\xba])|(?<=\xe4[\xb8-\xbf][\x80-\xbf])|(?<=[\xe5-\xe8\xeb\xec][\x80-\xbf]{2})"
-    rb"|(?<=\xe9[\x80-\xbd][\x80-\xbf])|(?<=\xea[\xb0-\xbf][\x80-\xbf])|(?<=\xed[\x80-\x9d][\x80-\xbf]))"
-)
-# ASCII less the apostrophe, which begins a contraction; then the marks of Chinese and Japanese.
-MARK = rb"[!-&(-/:-@\[-`{-~]|\xe3\x80[\x81\x82\x88-\x91]|\xef\xbc[\x81\x8c\x8e\x9a\x9b\x9f]"
-# A run of letters ends before a digit or mark, a run of digits before a letter or mark, in GPT2 and LATER alike:
-# no alternative there holds characters of two kinds but for one leading space, one leading mark, the apostrophe
-# of a contraction and line breaks after marks; none of these lies across such a border.
-KINDS = rb"(?=[0-9]|" + MARK + rb")" + LETTER + rb"|(?=[A-Za-z]|" + MARK + rb")(?<=[0-9])"
-BORDERS = {
-    # Nothing but leading white space holds white space, so it ends every word (in LATER, line breaks do not).
-    "gpt2": rb"(?=[\t-\r ])" + SOLID + rb"|" + KINDS,
-    "later": rb"(?=[\t ])" + SOLID + rb"|" + KINDS,
-    # White space is dropped and each mark stands alone, whatever the cleaning of BertNormalizer does beside them:
-    # it works character by character but for the order of accents, and these cannot pass a character without one.
-    "bert": rb"(?=[\t\n\r ]|[!-/:-@\[-`{-~]|\xe3\x80[\x81\x82])",
-    "bert cjk": rb"(?=[\t\n\r ]|[!-/:-@\[-`{-~]|\xe3\x80[\x81\x82]|[\xe5-\xe8])",
-    "white space": rb"(?=[\t-\r ])",
-    "space": rb"(?= )" + SOLID,
-    "any": rb"(?=[\x00-\x7f\xc0-\xff])",
-}
-# Pre-tokenizers that may follow one that drops white space: they see one word at a time.
-EACH_WORD = {"WhitespaceSplit", "Whitespace", "Split", "Punctuation", "Digits", "ByteLevel", "BertPreTokenizer"}
-
-
-def safe_cut(tokenizer_json: bytes) -> Callable[[memoryview], int] | None:
-    """Where this tokenizer allows a text to be cut; None where we can prove no such place.
-
-    `cut(data)` gives the last known position p such that the IDs of `data[:p]` and those of `data[p:]` with
-    whatever follows are together the IDs of the whole, and 0 where there is none in `data`. It holds whether
-    special tokens in text are matched or not: no cut falls inside one, nor so near the end that one could have
-    begun before it. `data` is valid UTF-8. The search goes backward from the end, no further than it must.
-
-    "the cat sat on the m" gives 18, before " m"; "今日は晴れ。明日" gives 15, before "。".
-    """
-    spec = parse(tokenizer_json)
-    added = spec["added_tokens"]
-    literals = sorted((token["content"].encode() for token in added if token["content"]), key=len, reverse=True)
-    # A token that takes in white space to its right, or asks for no letter beside it, sees over the cut.
-    if any(token["rstrip"] or token["single_word"] for token in added):
-        return None
-    # One that is looked for in normalized text may be spelled in ways we do not know.
-    if spec["normalizer"] is not None and any(token["normalized"] for token in added):
-        return None
-    kind = _border(spec)
-    if kind is None:
-        return None
-    border = re.compile(rb"(?s:.*)(?:" + BORDERS[kind] + rb")")
-    longest = len(literals[0]) if literals else 1
-    literal = re.compile(rb"(?=(" + b"|".join(map(re.escape, literals)) + rb"))") if literals else None
-
-    def cut(data: memoryview) -> int:
-        # A literal that begins before the cut must end within data to be seen.
-        end = min(len(data), len(data) - longest + 2)
-        while (position := _last(border, data, end)) and literal is not None:
-            base = max(0, position - longest + 1)
-            around = bytes(data[base : position + longest - 1])
-            starts = [base + m.start() for m in literal.finditer(around) if base + m.start() < position < base + m.end(1)]
-            if not starts:
-                break
-            end = starts[0] + 1
-        return position
-
-    return cut
-
-
-def _last(border: re.Pattern[bytes], data: memoryview, end: int) -> int:
-    """The last border before `end`, in windows that grow backward; 0 where there is none."""
-    size = 1 << 12
-    while end > 0:
-        start = max(0, end - size)
-        match = border.match(bytes(data[start:end]))
-        if match and (match.end() > 2 or not start):  # closer to the edge it could not look back a whole character
-            return start + match.end()
-        if not start:
-            return 0
-        end, size = start + 6, min(size * 4, 1 << 20)
-    return 0
-
-
-def _border(spec: dict[str, Any]) -> str | None:
-    """Which of BORDERS holds for a tokenizer, None for none that we can prove."""
-    steps = _steps(spec["pre_tokenizer"])
-    normal = _steps(spec["normalizer"])
-    guarded = bool(steps) and _is_guard(steps[0], spec)  # reads no further than the letters of a special token
-    steps = steps[guarded:]
-    types = [step["type"] for step in steps]
-    if types == ["BertPreTokenizer"] and [step["type"] for step in normal] in ([], ["BertNormalizer"]):
-        return "bert cjk" if normal and normal[0]["handle_chinese_chars"] else "bert"
-    # Lowercase goes character by character. NFC joins nothing to an ASCII character, ideographic mark or space
-    # that follows, and leaves those named in BORDERS in their class.
-    if not {step["type"] for step in normal} <= {"Lowercase", "NFC"}:
-        return None
-    # In normalized text a guard may find a special token that is spelled otherwise in ours, as K is k.
-    if guarded and normal:
-        solid = all(token["content"].split() == [token["content"]] for token in spec["added_tokens"])
-        return "white space" if solid and types[:1] == ["WhitespaceSplit"] and set(types) <= EACH_WORD else None
-    if _no_merges(spec) and not spec["model"].get("fuse_unk"):
-        # Every character (or byte of it) is a token by itself, however the text is split before.
-        alone = not steps or (len(steps) == 1 and _is_bytes(steps[0], None))
-        return "any" if alone and "NFC" not in {step["type"] for step in normal} else None
-    if len(steps) == 1 and _is_bytes(steps[0], True):
-        return "gpt2"
-    if len(steps) == 2 and (_is_bytes(steps[1], False) or _is_metaspace(steps[1], "never", False)):
-        if _is_split(steps[0], (GPT2,)):
-            return "gpt2"
-        if _is_split(steps[0], LATER):
-            return "later"
-    if types and types[0] in ("WhitespaceSplit", "Whitespace") and set(types) <= EACH_WORD:
-        return "white space"
-    # Each space begins a word and itself becomes the mark that would otherwise be put before the text.
-    if len(steps) == 1 and _is_metaspace(steps[0], None, True):
-        return "space"
-    return None
-
-
-def _is_metaspace(step: dict[str, Any], prepend_scheme: str | None, split: bool) -> bool:
-    if step["type"] != "Metaspace" or step.get("split", True) != split:
-        return False
-    return prepend_scheme is None or step.get("prepend_scheme") == prepend_scheme
-
-
-def _is_guard(step: dict[str, Any], spec: dict[str, Any]) -> bool:
-    """Is it the rule by which our trained tokenizers set the first letter of a spelled-out special token apart?"""
-    rules = [(t["content"][0], t["content"][1:]) for t in spec["added_tokens"] if len(t["content"]) > 1]
-    parts = [f"{re.escape(first)}(?={re.escape(rest)})" for first, rest in rules]
-    pattern = step.get("pattern", {}).get("Regex", "") if step["type"] == "Split" else ""
-    return bool(pattern) and "|".join(part for part in parts if part in pattern) == pattern and _is_split(step, (pattern,))

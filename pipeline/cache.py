@@ -36,19 +36,17 @@ be written twice by two runs at once without harm.
 7. Locks only save work. Two runs that both compute an entry write the same bytes under the same names by
    renames that replace whole files; whichever is last changes nothing. What one run takes away under another
    (receipts once the entry is whole, a damaged file) costs the other a computation, never a wrong byte.
+8. `gc` and a run need no lock either. A run writes its lease, then looks whether a gc has the entry condemned, and
+   waits; gc condemns, then reads the leases, and leaves what is leased. Whichever wrote first, the other reads it.
 """
 
 import contextlib
-import errno
-import hashlib
 import itertools
 import json
 import logging
 import os
 import re
 import shutil
-import socket
-import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -58,224 +56,33 @@ from typing import Any
 from pipeline import engine
 from pipeline.config import Engine
 from pipeline.errors import IntegrityError, PipelineError, ResourceError, from_os_error
+from pipeline.files import (
+    SCHEMA,
+    HashingFile,
+    Json,
+    Stat,
+    digest,
+    fsync_dir,
+    hash_file,
+    open_regular,
+    seal,
+    stat_of,
+    storing,
+    unseal,
+)
+from pipeline.temporary import alive, run_name, surely, sweep
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  # of everything sealed
-MANIFEST_LIMIT = 64 << 20  # bytes of JSON we are willing to parse
-DAY = 86_400
+GC_PATIENCE = 10.0  # seconds that a run waits for a gc that may have died on another machine
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 KEY = re.compile(r"[0-9a-f]{32}")
-
-Json = dict[str, Any]
-State = tuple[int, int, int, int]
 
 # Files that this process has written or hashed, as stat saw them then: they are not hashed twice. Every edit
 # changes the ctime, but for one within the clock's own step; that and damage beneath the file system are left
 # for the next process to find.
-_verified: dict[Path, State] = {}
+_verified: dict[Path, Stat] = {}
 _serial = itertools.count()  # makes temporary names of a process unique, whatever its threads do
-
-
-def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, ASCII, indented by one."""
-    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """sha256, as 64 hex digits, of the canonical JSON of `value`.
-
-    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
-    True
-    """
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def seal(value: Json) -> bytes:
-    """JSON that carries its schema's number and its own sha256, so that any changed bit shows."""
-    value = {"schema": SCHEMA, **value}
-    return canonical({**value, "sealed": digest(value)}).encode() + b"\n"
-
-
-def unseal(path: Path, links: bool = True) -> Json | None:
-    """The value in a sealed file, or None where it is missing or not as it was written.
-
-    Raises IntegrityError where it is whole but written by a newer version, or is a symbolic link and not `links`.
-    """
-    try:
-        with open(_open_regular(path, links), "rb") as file:
-            data = file.read(MANIFEST_LIMIT + 1)
-        value = json.loads(data) if len(data) <= MANIFEST_LIMIT else None
-        if not isinstance(value, dict):
-            raise ValueError("not a sealed object")
-        body = {name: inner for name, inner in value.items() if name != "sealed"}
-        if data != canonical({**body, "sealed": digest(body)}).encode() + b"\n":
-            raise ValueError("not as it was written")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, RecursionError) as error:
-        log.warning("ignoring %r: %s", str(path), error)
-        return None
-    except OSError as error:
-        raise from_os_error(error, path) from error
-    schema = body.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise IntegrityError(f"{str(path)!r} was written by a newer version: upgrade, or use another cache.dir=.")
-    return body if schema == SCHEMA else None
-
-
-def _open_regular(path: Path, links: bool = False) -> int:
-    """A descriptor for reading a regular file; follows a symbolic link only with `links`, never waits for a pipe.
-
-    Raises ValueError where it is something else, IntegrityError where it is a link.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW))
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise IntegrityError(f"{str(path)!r} is a symbolic link, which a cache never holds: remove it.") from error
-        if error.errno == errno.ENXIO:
-            raise ValueError("not a regular file") from error
-        raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError("not a regular file")
-    return handle
-
-
-def hash_file(file: Path | int) -> tuple[int, str]:
-    """Size in bytes and sha256 of a file (a path, or a descriptor, which is closed), read in pieces of 1 MiB."""
-    sha, size = hashlib.sha256(), 0
-    with open(file, "rb", buffering=0) as source:
-        piece = memoryview(bytearray(1 << 20))
-        while count := source.readinto(piece):
-            engine.checkpoint()
-            sha.update(piece[:count])
-            size += count
-    return size, sha.hexdigest()
-
-
-def fsync_dir(path: Path) -> None:
-    """Make the names in a folder reach the disk, where the file system knows how."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # what some network file systems say of folders
-            raise
-    finally:
-        os.close(handle)
-
-
-def require_space(path: Path, needed: int) -> None:
-    """Raise ResourceError where fewer than `needed` bytes are free at `path`, which need not exist yet."""
-    place = Path(os.path.abspath(path))
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise ResourceError(
-            f"{str(path)!r}: this run needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. "
-            "Free space, or set cache.dir= and output.dir=."
-        )
-
-
-def _state(s: os.stat_result) -> State:
-    return (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-
-
-@contextlib.contextmanager
-def _storing(path: Path) -> Iterator[None]:
-    """Turn a failed system call into the error for a person, about the file that was to be."""
-    try:
-        yield
-    except OSError as error:
-        raise from_os_error(error, path) from error
-
-
-class HashingFile:
-    """A new file that hashes what passes; pyarrow and anything else that writes bytes can write to it.
-
-    `target` is the file it will become, which errors name. Buffers are passed on, never copied.
-    """
-
-    def __init__(self, path: Path, target: Path) -> None:
-        # Mode 444: published files are not for editing. The umask has its say.
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-        self._target = target
-        self._sha = hashlib.sha256()
-        self.bytes = 0
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        """Append bytes or a contiguous buffer; returns how many bytes. Raises ResourceError."""
-        with memoryview(data).cast("B") as view:
-            self._sha.update(view)
-            written = 0
-            with _storing(self._target):
-                while written < len(view):
-                    written += os.write(self._handle, view[written:])
-            self.bytes += written
-            return written
-
-    def flush(self) -> None:
-        """Nothing is held back; only `finish` promises anything."""
-
-    def finish(self) -> Json:
-        """Flush to the disk and close. Returns {"bytes", "sha256"}. Raises ResourceError; a failed fsync is final."""
-        with _storing(self._target):
-            os.fsync(self._handle)
-            self.closed = True
-            os.close(self._handle)
-        return {"bytes": self.bytes, "sha256": self._sha.hexdigest()}
-
-    def close(self) -> None:
-        """Close without a promise."""
-        if not self.closed:
-            self.closed = True
-            with contextlib.suppress(OSError):
-                os.close(self._handle)
-
-
-def _host() -> str:
-    """This machine since it started, and the process namespace: where a process number means something."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
-    return digest(parts)[:16]
-
-
-def _process_start(pid: int) -> str:
-    """When a process started, in clock ticks since boot; empty where it is gone or unknown."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _alive(run: Path) -> bool:
-    """Is the process that owns `tmp/<run>` still there? A stranger is believed for a day after its last file."""
-    host, pid, start, *_ = [*run.name.split("~"), "", ""]
-    if host != _host():
-        return time.time() - run.stat().st_mtime < DAY
-    if not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _process_start(int(pid)) == start
-
-
-def sweep(folder: Path, keep: str = "") -> None:
-    """Remove from a folder of temporary folders, each named after its run, those of dead runs."""
-    with contextlib.suppress(OSError):
-        for run in folder.iterdir():
-            with contextlib.suppress(OSError):
-                if run.name != keep and not _alive(run):
-                    shutil.rmtree(run, ignore_errors=True)
 
 
 def _size(path: Path) -> int:
@@ -309,8 +116,7 @@ class Cache:
     @classmethod
     def open(cls, root: Path) -> "Cache":
         """The cache at `root` for the calling process; rubbish of dead runs is removed."""
-        run = f"{_host()}~{os.getpid()}~{_process_start(os.getpid())}~{next(_serial)}"
-        cache = cls(Path(os.path.abspath(root)), run)
+        cache = cls(Path(os.path.abspath(root)), run_name(next(_serial)))
         sweep(cache.root / "tmp")
         return cache
 
@@ -321,7 +127,7 @@ class Cache:
 
     def close(self) -> None:
         """Remove what this run left in `tmp`, its lease included."""
-        shutil.rmtree(self.tmp, ignore_errors=True)
+        surely(lambda: shutil.rmtree(self.tmp, ignore_errors=True))
 
     def entry(self, stage: str, identity: Json) -> "Entry":
         """The entry of a stage for `identity`, whether or not it exists yet.
@@ -431,13 +237,31 @@ class Cache:
 
     def leased(self) -> set[Path]:
         """Folders of the entries that living runs use."""
-        used: set[Path] = set()
+        return self._named("lease")
+
+    def _named(self, note: str) -> set[Path]:
+        """Folders of the entries that living runs name in their file `note`."""
+        named: set[Path] = set()
         with contextlib.suppress(OSError):
             for run in (self.root / "tmp").iterdir():
                 with contextlib.suppress(OSError):
-                    if _alive(run):
-                        used |= {self.root / line for line in (run / "lease").read_text().splitlines()}
-        return used
+                    if alive(run):
+                        named |= {self.root / line for line in (run / note).read_text().splitlines()}
+        return named
+
+    @contextlib.contextmanager
+    def _condemning(self, path: Path) -> Iterator[None]:
+        """Say that an entry may go now; a run that leases it meanwhile waits for the end of this.
+
+        Here the leases are read after this was said, there `condemned` is read after the lease was written: at least
+        one of the two learns of the other.
+        """
+        mark = self.tmp / "condemned"
+        mark.write_text(f"{path.relative_to(self.root)}\n")
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
 
     def gc(self, max_bytes: int) -> dict[Path, int]:
         """Remove what is in quarantine, then the longest unused entries, until at most `max_bytes` are left.
@@ -455,9 +279,10 @@ class Cache:
             grave = self.tmp / f"gc-{next(_serial)}"
             try:
                 grave.parent.mkdir(parents=True, exist_ok=True)
-                if path in self.leased():  # asked anew for each, at the last moment
-                    continue
-                os.rename(path, grave)
+                with self._condemning(path):
+                    if path in self.leased():  # asked anew for each, at the last moment
+                        continue
+                    os.rename(path, grave)
             except FileNotFoundError:  # another gc was faster
                 continue
             except OSError as error:
@@ -499,11 +324,14 @@ class Entry:
         return 0.0
 
     def lease(self) -> None:
-        """Tell `gc` that this run uses the entry; silently nothing where the cache is read-only."""
+        """Tell `gc` that this run uses the entry, and let one that is at it finish; nothing where the cache is read-only."""
         with contextlib.suppress(OSError):
             self.cache.tmp.mkdir(parents=True, exist_ok=True)
             with open(self.cache.tmp / "lease", "a") as file:
                 file.write(f"{self.stage}/{self.key}\n")
+        deadline = time.monotonic() + GC_PATIENCE
+        while self.folder in self.cache._named("condemned") and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def manifest(self) -> Json | None:
         """The manifest where the entry is whole, else None; its files are not looked at.
@@ -559,18 +387,18 @@ class Entry:
         """
         path = self.path(name)
         temporary = self._temporary(name)
-        with _storing(path):
+        with storing(path):
             file = HashingFile(temporary, path)
         try:
             yield file
             note = {**notes(), **file.finish()}
-            with _storing(path):
+            with storing(path):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 written = temporary.stat()
                 os.replace(temporary, path)
                 now = path.stat()  # the rename has changed the ctime; the rest tells whether it is still ours
-            if _state(now)[:3] == _state(written)[:3]:
-                _verified[path] = _state(now)
+            if stat_of(now)[:3] == stat_of(written)[:3]:
+                _verified[path] = stat_of(now)
             self._publish_receipt(name, note)
         finally:
             file.close()
@@ -581,7 +409,7 @@ class Entry:
         """Publish the manifest over finished files; from here on the entry exists. Returns it. Raises ResourceError."""
         files = dict(zip(names, receipts, strict=True))
         content = {**facts, "schema": SCHEMA, "key": self.key, "identity": self.identity, "files": files}
-        with _storing(self.folder):
+        with storing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             fsync_dir(self.folder)
             self._publish("manifest.json", seal(content), durable=True)
@@ -605,15 +433,15 @@ class Entry:
     def _publish_receipt(self, name: str, note: Json) -> None:
         self._publish(self._receipt_path(name).name, seal({"of": [self.stage, self.key, name], "note": note}))
 
-    def _examine(self, name: str, note: Json, fresh: bool = False) -> tuple[str | None, State | None]:
+    def _examine(self, name: str, note: Json, fresh: bool = False) -> tuple[str | None, Stat | None]:
         """What is wrong with a file, None for nothing, and the state in which it was looked at."""
         path, state = self.path(name), None
         try:
-            state = _state(path.lstat())
+            state = stat_of(path.lstat())
             if not fresh and _verified.get(path) == state:
                 return None, state
-            handle = _open_regular(path)
-            state = _state(os.fstat(handle))
+            handle = open_regular(path)
+            state = stat_of(os.fstat(handle))
             size, sha = hash_file(handle)
         except FileNotFoundError:
             found = "nothing"
@@ -638,7 +466,7 @@ class Entry:
         with contextlib.suppress(OSError):
             self._receipt_path(name).unlink()
         with contextlib.suppress(FileNotFoundError):
-            if _state(path.lstat()) == state:  # else another run has just mended it
+            if stat_of(path.lstat()) == state:  # else another run has just mended it
                 self._set_aside(path)
         return False
 
@@ -653,21 +481,21 @@ class Entry:
             raise IntegrityError(f"{str(path)!r} is damaged and cannot be set aside: {error.strerror}.") from error
 
     def _temporary(self, name: str) -> Path:
-        with _storing(self.cache.tmp):
+        with storing(self.cache.tmp):
             self.cache.tmp.mkdir(parents=True, exist_ok=True)
         return self.cache.tmp / f"{self.stage}-{self.key[:8]}-{name}-{os.getpid()}-{next(_serial)}"
 
     def _publish(self, name: str, data: bytes, durable: bool = False) -> None:
         """Put a small file in place atomically."""
         temporary, path = self._temporary(name), self.folder / name
-        with _storing(path):
+        with storing(path):
             file = HashingFile(temporary, path)
         try:
             file.write(data)
             if durable:
                 file.finish()
             file.close()
-            with _storing(path):
+            with storing(path):
                 os.replace(temporary, path)
         finally:
             file.close()

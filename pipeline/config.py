@@ -1,7 +1,7 @@
 """The configuration as a dataclass tree, and every check that needs nothing but the configuration.
 
 One dataclass per conf group; YAML files under `conf/` only hold values. Hydra composes and types them
-against this schema, `__main__` turns the result into these plain objects, and nothing below it imports
+against this schema, `cli.py` turns the result into these plain objects, and nothing below it imports
 Hydra.
 """
 

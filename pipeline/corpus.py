@@ -39,24 +39,17 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from pipeline.arrow import numbers
+from pipeline.arrow import flags, joined, numbers, string_bytes, strings, text_bytes
 from pipeline.config import Corpus
 from pipeline.errors import ConfigError, InputError, from_os_error
 from pipeline.plan import Part, Plan, Shard, file_stat, is_utf8, open_parquet, require_planned
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 BLOCK = 4 << 20  # bytes of source read at a time, and most bytes of text in a batch
-SCHEMA = pa.schema(
-    [
-        ("text", pa.string()),
-        ("source", pa.int32()),
-        ("start", pa.int64()),
-        ("end", pa.int64()),
-        ("ends", pa.bool_()),
-    ]
-)
+ORIGIN = {"source": pa.int32(), "start": pa.int64(), "end": pa.int64(), "ends": pa.bool_()}  # of rows, up to `encode`
+SCHEMA = pa.schema({"text": pa.string()} | ORIGIN)
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -64,6 +57,8 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 WHITE = np.isin(np.arange(256), list(b" \t\n\r\v\f"))  # in a document
+LAST_WORD = re.compile(rb"(?s:.*)(?:(?=[ \t][^ \t-\r])|(?<=\n)(?=[^ \t-\r]))")  # up to the last word or line
+NEAR = 1 << 16  # bytes in which it is looked for
 SURROGATE = re.compile("[\ud800-\udfff]")
 ADVICE = "Set corpus.errors=replace or skip"
 BLANK = np.isin(np.arange(256), list(b" \t\r"))  # in a line between paragraphs
@@ -91,7 +86,7 @@ def load(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool = False) -> 
     """
     for batch in _regular(_read(shard, corpus, counts, rehash)):
         counts["documents"] += batch["ends"].true_count
-        counts["text_bytes"] += len(_buffers(batch["text"])[0])
+        counts["text_bytes"] += text_bytes(batch["text"])
         yield batch
 
 
@@ -116,12 +111,12 @@ def require_documents(counts: Counts, plan: Plan) -> None:
 
 def head(text: pa.StringArray, limit: int) -> pa.StringArray:
     """The rows at the head of `text` that make about `limit` bytes, the last one cut between characters."""
-    data, offsets = _buffers(text)
+    data, offsets = string_bytes(text)
     rows = int(np.searchsorted(offsets, limit, "left"))
     if rows > len(text):
         return text
     stop = limit if offsets[rows] == limit else _character_border(data, limit)
-    return _strings(data, np.append(offsets[:rows], stop))
+    return strings(data, np.append(offsets[:rows], stop))
 
 
 # -- Arrow ------------------------------------------------------------------------------------------------
@@ -136,30 +131,10 @@ def make_batch(text: pa.Array, source: int, start: np.ndarray, end: np.ndarray, 
     )
 
 
-def _strings(data: Any, offsets: np.ndarray) -> pa.StringArray:
-    """A string array over a buffer of UTF-8 and its offsets."""
-    return pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data))
-
-
-def _buffers(text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of the rows of a string array, uint8, and their int64 offsets from 0, `[rows + 1]`."""
-    _, offsets, data = text.buffers()
-    if not len(text):
-        return np.empty(0, np.uint8), np.zeros(1, np.int64)
-    edges = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1].astype(np.int64)
-    data = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    return data[edges[0] : edges[-1]], edges - edges[0]
-
-
 def _rows(text: pa.StringArray) -> Iterator[bytes]:
     """The rows of a string array as bytes, which may not be UTF-8."""
-    data, offsets = _buffers(text)
+    data, offsets = string_bytes(text)
     return (data[a:b].tobytes() for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
-
-
-def _joined(rows: list[bytes]) -> pa.StringArray:
-    """A string array of rows of UTF-8."""
-    return _strings(b"".join(rows), np.cumsum([0, *map(len, rows)]))
 
 
 def _gather(data: bytes, starts: np.ndarray, stops: np.ndarray) -> pa.StringArray:
@@ -176,6 +151,17 @@ def _character_border(data: Any, position: int) -> int:
         if data[position - back] & 0xC0 != 0x80:
             return position - back
     return max(position, 0)
+
+
+def _word_border(data: Any, position: int) -> int:
+    """The last position near and at or before `position`, inside `data`, where a line or a space and a word begin.
+
+    What learns words from pieces of a document then sees none in two, and a paragraph no blank line at the head of
+    a piece. Where there is no such place, a character's border.
+    """
+    base = max(1, position - NEAR)
+    match = LAST_WORD.match(bytes(data[base : position + 1]))
+    return base + match.end() if match else _character_border(data, position)
 
 
 def _regular(batches: Batches) -> Batches:
@@ -200,7 +186,7 @@ def _regular(batches: Batches) -> Batches:
             yield from _split(batch)
             inside = not ends
             continue
-        offsets = _buffers(batch["text"])[1]
+        offsets = string_bytes(batch["text"])[1]
         row = 0
         while row < len(batch):
             stop = max(row + 1, int(np.searchsorted(offsets, offsets[row] + BLOCK, "right")) - 1)
@@ -220,14 +206,14 @@ def _regular(batches: Batches) -> Batches:
 
 def _split(batch: pa.RecordBatch) -> Batches:
     """One row as rows of at most BLOCK bytes, cut between characters; `ends` is that of the row on the last one."""
-    data, _ = _buffers(batch["text"])
+    data, _ = string_bytes(batch["text"])
     source, ends = batch["source"][0].as_py(), batch["ends"][0].as_py()
     start, end = (np.array([batch[name][0].as_py()]) for name in ("start", "end"))
     position = 0
     while position < len(data):
         stop = position + BLOCK
-        stop = _character_border(data, stop) if stop < len(data) else len(data)
-        text = _strings(data[position:stop], np.array([0, stop - position]))
+        stop = position + _word_border(data[position:], BLOCK) if stop < len(data) else len(data)
+        text = strings(data[position:stop], np.array([0, stop - position]))
         yield make_batch(text, source, start, end, ends and stop == len(data))
         position = stop
 
@@ -247,7 +233,7 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool) -> Batches
                 if stat != part.stat:
                     require_planned(file, part, corpus)
                 for batch in read(file, part, corpus, counts):
-                    data, _ = _buffers(batch["text"])
+                    data, _ = string_bytes(batch["text"])
                     size += len(data)
                     nul += len(data) - int(np.count_nonzero(data))
                     yield batch
@@ -287,7 +273,7 @@ def _blank(data: np.ndarray, starts: np.ndarray, stops: np.ndarray, white: np.nd
 
 
 def _without_blank(batch: pa.RecordBatch, counts: Counts) -> pa.RecordBatch:
-    data, offsets = _buffers(batch["text"])
+    data, offsets = string_bytes(batch["text"])
     blank = _blank(data, offsets[:-1], offsets[1:])
     if not blank.any():
         return batch
@@ -321,7 +307,7 @@ def _repair(
             row = repaired
         texts.append(row)
         kept.append(place)
-    return _joined(texts), np.array(kept, np.int64)
+    return joined(texts), np.array(kept, np.int64)
 
 
 def _not_utf8(path: str, position: int, byte: int, advice: str) -> NoReturn:
@@ -480,8 +466,8 @@ def _certain(data: bytes, unit: str) -> int:
     White space at the end may belong to a separator.
     """
     if unit == "paragraph":
-        return _character_border(data, len(data.rstrip(b" \t\r\n")) - 1)
-    return _character_border(data, len(data) - 1 - (unit == "line" and data.endswith(b"\r")))
+        return _word_border(data, len(data.rstrip(b" \t\r\n")) - 1)
+    return _word_border(data, len(data) - 1 - (unit == "line" and data.endswith(b"\r")))
 
 
 def _documents(
@@ -536,7 +522,7 @@ def _parse_block(data: bytes, stop: int, base: int, part: Part, corpus: Corpus, 
         text, kept = _parse_slowly(data, starts, stops, base, part, corpus, counts)
         dropped = int((stops - starts).sum() - (stops - starts)[kept].sum())
         starts, stops = starts[kept], stops[kept]
-    counts["syntax_bytes"] += stop - dropped - len(_buffers(text)[0])
+    counts["syntax_bytes"] += stop - dropped - text_bytes(text)
     return make_batch(text, part.source, starts + base, stops + base)
 
 
@@ -552,7 +538,7 @@ def _parse_fast(data: bytes, view: np.ndarray, starts: np.ndarray, stops: np.nda
         return None
     try:
         block = pa.py_buffer(data).slice(0, len(view))
-        _strings(block, np.array([0, len(view)])).validate(full=True)  # the parser passes what is not UTF-8
+        strings(block, np.array([0, len(view)])).validate(full=True)  # the parser passes what is not UTF-8
         table = pj.read_json(
             pa.BufferReader(block),
             read_options=pj.ReadOptions(use_threads=False, block_size=len(view) + 1),
@@ -595,7 +581,7 @@ def _parse_slowly(
             where = f"{part.path!r} line {line_and_byte(part.path, base + start)[0]}"
             raise type(error)(f"{where}: {error}{' The file may be truncated.' if torn else ''}") from error
         kept.append(place)
-    return _joined(texts), np.array(kept, np.int64)
+    return joined(texts), np.array(kept, np.int64)
 
 
 def _parse_line(line: bytes, corpus: Corpus, counts: Counts) -> bytes:
@@ -657,10 +643,10 @@ def _checked(text: pa.Array, row: int, part: Part, corpus: Corpus, counts: Count
     """A batch of a Parquet column's values from `row` on, which must be there and be UTF-8."""
     column = corpus.text_column
     if text.null_count:
-        missing = row + int(np.flatnonzero(~text.is_valid().to_numpy(zero_copy_only=False))[0])
+        missing = row + int(np.flatnonzero(flags(text.is_null()))[0])
         raise InputError(f"{part.path!r} row {missing}: column {column!r} is null.")
     text, places = text.cast(pa.string()), np.arange(row, row + len(text))
-    counts["bytes"] += len(_buffers(text)[0])
+    counts["bytes"] += text_bytes(text)
     try:
         text.validate(full=True)
     except pa.ArrowInvalid:

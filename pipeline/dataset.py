@@ -1,4 +1,4 @@
-"""Opening a finished dataset, and feeding it to a training job.
+"""Opening a finished dataset, and taking rows from it. `loader.py` feeds them to a training job.
 
     from pipeline import open_dataset
 
@@ -13,21 +13,13 @@ Rows stay in memory-mapped Arrow files; nothing is copied before the cast to int
 **What is verified.** Opening checks the manifest's own seal and the size of every file it names. A data file is
 hashed when one of its rows is first asked for (`verify="touch"`), all files at once (`verify="full"`), or never
 (`verify="sizes"`). Whatever differs is an IntegrityError naming the file, what was expected and what was found.
-
-**The shuffle** is a permutation that is computed, not stored: `permute(k, n, keys)` gives the sample at position k
-of an epoch, in constant memory whatever n. See there.
-
-**Resuming.** The samples of all ranks and workers form one sequence, a pure function of (seed, epoch, position);
-the state is a position in it. So a job may go on with another batch size, world size or number of workers and sees
-every sample that was left, once, in the same order.
 """
 
 import json
 import os
 import re
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,20 +28,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import cache, embedding
+from pipeline import embedding
+from pipeline.arrow import read_batches, read_schema, row_offsets, to_numpy
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
+from pipeline.files import Json, Stat, digest, hash_file, stat_of, unseal
 from pipeline.model import TOKENS
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.loader import Loader
+
 FILE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*")  # below the folder, never out of it
 VERIFY = ("touch", "full", "sizes")
-ROUNDS = 6  # of the Feistel network; four are enough in theory (Luby and Rackoff 1988) where the halves are large
-POSITIONS_AT_ONCE = 8192  # permuted together, so that numpy's overhead is shared
 
 Sample = dict[str, "torch.Tensor"]
-Ints = npt.NDArray[np.int64]
 
 
 def open_dataset(path: str | os.PathLike[str], columns: Sequence[str] | None = None, verify: str = "touch") -> "WindowDataset":
@@ -77,7 +70,7 @@ class WindowDataset:
             for name in self.manifest["files"]:
                 self._require_hash(name)
 
-    def _set_up(self, path: Path, columns: Sequence[str] | None, verify: str, hashed: dict[str, tuple[int, ...]]) -> None:
+    def _set_up(self, path: Path, columns: Sequence[str] | None, verify: str, hashed: dict[str, Stat]) -> None:
         self.path, self.verify = path, verify
         self._hashed = hashed  # file -> what stat said when its hash was found right
         self.manifest = self._read_manifest()
@@ -182,15 +175,17 @@ class WindowDataset:
 
     def loader(self, batch_size: int, seed: int = 0, **options: Any) -> "Loader":
         """Batches for training, shuffled and resumable: see Loader for the options."""
+        from pipeline.loader import Loader
+
         return Loader(self, batch_size, seed, **options)
 
     # -- files
 
-    def _read_manifest(self) -> cache.Json:
+    def _read_manifest(self) -> Json:
         path = self.path / "manifest.json"
         if not path.is_file():
             raise ConfigError(f"{str(self.path)!r} is no finished dataset: it has no manifest.json.")
-        manifest = cache.unseal(path)
+        manifest = unseal(path)
         if manifest is None:
             raise IntegrityError(f"{str(path)!r} is not as it was written: run the pipeline again to restore it.")
         for name, note in manifest["files"].items():
@@ -212,20 +207,19 @@ class WindowDataset:
             )
         return names
 
-    def _stat(self, name: str) -> tuple[int, ...]:
+    def _stat(self, name: str) -> Stat:
         try:
-            stat = (self.path / name).stat()
+            return stat_of((self.path / name).stat())
         except FileNotFoundError:
             return (-1, -1, -1, -1)
         except OSError as error:
             raise from_os_error(error, self.path / name) from error
-        return (stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
 
     def _require_size(self, name: str) -> None:
         note = self.manifest["files"].get(name)
         if note is None:
             raise IntegrityError(f"{str(self.path)!r}: its manifest does not list {name!r}.")
-        size = self._stat(name)[0]
+        size = self._stat(name)[1]
         if size != note["bytes"]:
             found = f"{size} bytes" if size >= 0 else "nothing"
             raise IntegrityError(
@@ -237,7 +231,7 @@ class WindowDataset:
             return
         note = self.manifest["files"][name]
         try:
-            size, sha = cache.hash_file(self.path / name)
+            size, sha = hash_file(self.path / name)
         except OSError as error:
             raise from_os_error(error, self.path / name) from error
         if (size, sha) != (note["bytes"], note["sha256"]):
@@ -272,12 +266,12 @@ class WindowDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in ("path", "columns", "verify")}
-        return state | {"hashed": self._hashed, "manifest": cache.digest(self.manifest)}
+        return state | {"hashed": self._hashed, "manifest": digest(self.manifest)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # What the original has hashed is not hashed again, as long as stat says the same of it.
         self._set_up(state["path"], state["columns"], state["verify"], state["hashed"])
-        if cache.digest(self.manifest) != state["manifest"]:
+        if digest(self.manifest) != state["manifest"]:
             raise IntegrityError(f"{str(self.path)!r} was replaced while it was in use: open it again.")
 
 
@@ -288,16 +282,8 @@ class _File:
     """An Arrow IPC stream, memory-mapped: per record batch, numpy views of its columns."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-                self.schema = reader.schema
-                batches = [batch for batch in reader if len(batch)]
-        except OSError as error:  # pyarrow's own errors of format are ArrowInvalid or a bare OSError
-            if error.errno is not None:
-                raise from_os_error(error, path) from error
-            raise IntegrityError(f"{str(path)!r} is not a whole Arrow stream: {error}.") from error
-        except pa.ArrowInvalid as error:
-            raise IntegrityError(f"{str(path)!r} is not a whole Arrow stream: {error}.") from error
+        batches = [batch for batch in read_batches(path) if len(batch)]
+        self.schema = read_schema(path)
         self.blocks: list[Block] = [dict(zip(batch.schema.names, map(_view, batch.columns), strict=True)) for batch in batches]
         self.starts: list[int] = [0, *np.cumsum([len(batch) for batch in batches], dtype=np.int64).tolist()]
         self.rows = self.starts[-1]
@@ -306,7 +292,7 @@ class _File:
 class _Ragged:
     """Rows of different lengths: row i is values[borders[i]:borders[i + 1]]."""
 
-    def __init__(self, values: npt.NDArray[Any], borders: npt.NDArray[np.int32]) -> None:
+    def __init__(self, values: npt.NDArray[Any], borders: npt.NDArray[np.int64]) -> None:
         self._values, self._borders = values, borders
         self.dtype, self.shape = values.dtype, (len(borders) - 1, None)
 
@@ -318,17 +304,13 @@ Block = dict[str, Any]  # column name -> array [rows], [rows, L] or [rows, L, D]
 
 
 def _view(column: pa.Array) -> Any:
-    """An Arrow column as numpy, over the same memory (truth values excepted, which Arrow packs eight to a byte)."""
+    """An Arrow column as numpy, over the same memory."""
     if pa.types.is_list(column.type):
-        borders = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
-        return _Ragged(_view(column.values), borders)
+        return _Ragged(_view(column.values), row_offsets(column))
     if pa.types.is_fixed_size_list(column.type):
         inner = _view(column.flatten())
         return inner.reshape(len(column), column.type.list_size, *inner.shape[1:])
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.uint8())
-    dtype = np.dtype(column.type.to_pandas_dtype())
-    return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * dtype.itemsize)
+    return to_numpy(column)
 
 
 def _given(dtype: np.dtype[Any]) -> Any:
@@ -340,202 +322,3 @@ def _tensor(row: Any) -> "torch.Tensor":
     import torch
 
     return torch.from_numpy(np.array(row, _given(row.dtype)))
-
-
-# -- the training loader ------------------------------------------------------------------------------------
-
-
-class Loader:
-    """Batches of a dataset as one rank of a job sees them, from where the loader stands to the end of the epoch.
-
-    Step after step, `world_size * batch_size` consecutive positions of the epoch are shared out in order, rank 0
-    first. With n = 10 samples, batch_size 2 and 2 ranks:
-
-        position       0 1 2 3 | 4 5 6 7 | 8 9
-        rank           0 0 1 1 | 0 0 1 1 | 0 1          the rest is shared evenly (drop_last: not at all)
-        state "samples"        4         8     10
-
-    The sample at a position is `permute(position, n, keys(seed, epoch))`, or the position itself where `shuffle` is
-    off. Iterating goes on from where the last iteration stopped; at the end of an epoch the next one begins:
-
-        for epoch in range(loader.epoch, 3):
-            for batch in loader:
-                ...
-
-    Every rank's state is the same, so any rank's will do, for any world size. Batches that workers have read ahead
-    are not counted before they are given out.
-    """
-
-    def __init__(
-        self,
-        dataset: WindowDataset,
-        batch_size: int,
-        seed: int = 0,
-        epoch: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        shuffle: bool = True,
-        drop_last: bool | None = None,
-        pin_memory: bool = False,
-    ) -> None:
-        """`drop_last` leaves out the last, smaller step; None means where there are several ranks, which must take
-        equally many steps. Raises ConfigError where a number cannot be, or an epoch would have no batch.
-        """
-        for name, value, least in (
-            ("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0), ("world_size", world_size, 1),
-            ("rank", rank, 0), ("num_workers", num_workers, 0),
-        ):  # fmt: skip
-            if value < least:
-                raise ConfigError(f"loader: {name}={value} is less than {least}.")
-        if rank >= world_size:
-            raise ConfigError(f"loader: rank={rank} must be less than world_size={world_size}.")
-        if not dataset.fixed:
-            raise ConfigError(
-                "loader: rows of window.mode=prefix differ in length; use torch's DataLoader with a collate_fn that pads."
-            )
-        self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, epoch
-        self.rank, self.world_size, self.num_workers, self.shuffle = rank, world_size, num_workers, shuffle
-        self.drop_last = world_size > 1 if drop_last is None else drop_last
-        self.pin_memory = pin_memory
-        self.samples = 0  # of this epoch, of all ranks, given out
-        if not len(self):
-            raise ConfigError(
-                f"loader: {len(dataset)} rows do not fill one step of world_size={world_size} times batch_size={batch_size}: "
-                "lower them, or set drop_last=False."
-            )
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, for this rank."""
-        whole, rest = divmod(len(self.dataset), self.batch_size * self.world_size)
-        return whole + (not self.drop_last and self._share(rest)[0] < self._share(rest)[1])
-
-    def __iter__(self) -> Iterator[Sample]:
-        """The batches that are left of the epoch: dicts of tensors [batch_size, …]."""
-        from torch import Generator
-        from torch.utils.data import DataLoader
-
-        counts: deque[int] = deque()
-
-        def rows() -> Iterator[list[int]]:
-            for count, indices in self._steps():
-                counts.append(count)
-                yield indices.tolist()
-
-        if self.num_workers or self.pin_memory:
-            batches: Iterable[Sample] = DataLoader(
-                _Stacked(self.dataset),  # type: ignore[arg-type]
-                batch_size=None,
-                sampler=rows(),
-                num_workers=self.num_workers,
-                pin_memory=self.pin_memory,
-                generator=Generator(),  # else it draws a seed from the job's own random numbers
-            )
-        else:
-            batches = map(self.dataset.batch, rows())
-        for batch in batches:
-            self.samples = counts.popleft()
-            yield batch
-        self.epoch, self.samples = self.epoch + 1, 0
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the loader stands, as integers: the seed, the epoch, and the samples of it that all ranks were given."""
-        return {"seed": self.seed, "epoch": self.epoch, "samples": self.samples, "shuffle": int(self.shuffle), **self._about()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where another loader stood, whatever its batch size, world size and workers.
-
-        Raises ConfigError where that loader had another dataset or another order.
-        """
-        here = {"shuffle": int(self.shuffle), **self._about()}
-        for name, value in here.items():
-            if state.get(name) != value:
-                raise ConfigError(
-                    f"loader: the state is of another {name}: {state.get(name)}, here {value}; it cannot be resumed."
-                )
-        self.seed, self.epoch, self.samples = (int(state[name]) for name in ("seed", "epoch", "samples"))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch."""
-        self.epoch, self.samples = epoch, 0
-
-    def _about(self) -> dict[str, int]:
-        """What says that two datasets have the same rows: 60 bits of their files' hashes."""
-        files = self.dataset.manifest["files"]
-        return {"dataset": int(cache.digest([files[name]["sha256"] for name in self.dataset.files])[:15], 16)}
-
-    def _share(self, count: int) -> tuple[int, int]:
-        """This rank's part of a step of `count` samples."""
-        return count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size
-
-    def _steps(self) -> Iterator[tuple[int, Ints]]:
-        """(samples of all ranks after the step, this rank's rows in it) for every step that is left."""
-        n, at, step = len(self.dataset), self.samples, self.batch_size * self.world_size
-        order = keys(self.seed, self.epoch)
-
-        def samples(positions: Ints) -> Ints:
-            return permute(positions.reshape(-1), n, order).reshape(positions.shape) if self.shuffle else positions
-
-        own = np.arange(*self._share(step), dtype=np.int64)
-        at_once = step * max(1, POSITIONS_AT_ONCE // self.batch_size)
-        last = at + (n - at) // step * step
-        for first in range(at, last, at_once):
-            starts = np.arange(first, min(last, first + at_once), step, dtype=np.int64)
-            yield from zip((starts + step).tolist(), samples(starts[:, None] + own), strict=True)
-        start, stop = self._share(n - last)
-        if start < stop and not self.drop_last:
-            yield n, samples(np.arange(last + start, last + stop, dtype=np.int64))
-
-
-class _Stacked:
-    """What DataLoader's workers see: an index is a list of rows, an item their batch."""
-
-    def __init__(self, dataset: WindowDataset) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, indices: list[int]) -> Sample:
-        return self._dataset.batch(indices)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-
-def keys(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
-    """The round keys of an epoch's shuffle, uint64."""
-    return np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(ROUNDS, np.uint64).astype(np.uint64)
-
-
-def permute(positions: Ints, n: int, keys: npt.NDArray[np.uint64]) -> Ints:
-    """The images of `positions` (int64, each below n) under a pseudo-random permutation of 0 … n - 1.
-
-    A Feistel network permutes the numbers of 2h bits, with h the least for which 4^h >= n: it splits a number in
-    halves and, once per key, replaces (left, right) by (right, left xor F(right, key)). That can be undone whatever
-    F is, so no two numbers meet. An image of n or more is permuted again until it is less (cycle walking: Black and
-    Rogaway, "Ciphers with Arbitrary Finite Domains", 2002), fewer than four times on average. F is the finalizer of
-    splitmix64. Memory is that of `positions`; nothing is stored per sample.
-
-    With n = 6, h = 2: the network permutes 0 … 15. With seed 1 in epoch 0 it takes 0 to 8, which is no sample, and
-    8 to 5, which is; it takes 2 to 4 at once:
-
-        position   0        1         2     3     4                                 5
-                   → 8 → 5  → 13 → 3  → 4   → 0   → 10 → 9 → 15 → 7 → 12 → 14 → 11 → 2   → 6 → 1
-
-    >>> permute(np.arange(6), 6, keys(seed=1, epoch=0)).tolist()
-    [5, 3, 4, 0, 2, 1]
-    """
-    half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-
-    def once(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        left, right = numbers >> half, numbers & mask
-        for key in keys:
-            mixed = right + key
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & mask)
-        return (left << half) | right
-
-    out = once(positions.astype(np.uint64))
-    while len(walking := np.flatnonzero(out >= n)):
-        out[walking] = once(out[walking])
-    return out.astype(np.int64)

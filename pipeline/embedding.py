@@ -31,7 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import console
-from pipeline.arrow import flat_list
+from pipeline.arrow import flat_list, list_values, to_numpy
 from pipeline.config import Embedding
 from pipeline.errors import ConfigError, IntegrityError, ResourceError, TokenizerError
 from pipeline.model import POSITIONS, TOKENS, find, pretrained, safetensors
@@ -76,7 +76,7 @@ def origin(e: Embedding) -> dict[str, object] | None:
     if e.kind != "pretrained":
         return None
     tensors = pretrained(e)
-    found = find(str(e.name), e.revision)
+    found = find(e)
     return {
         "name": Path(str(e.name)).name if found.revision is None else e.name,
         "revision": found.revision,
@@ -353,16 +353,9 @@ def _in_halves(
 
 def _flat(column: pa.Array) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The IDs of a list column end to end, and the borders of its rows (rows + 1), over the column's memory."""
-    values = column.values
-    if pa.types.is_fixed_size_list(column.type):
-        borders = (column.offset + np.arange(len(column) + 1, dtype=np.int64)) * column.type.list_size
-    else:
-        kind = np.int64 if pa.types.is_large_list(column.type) else np.int32
-        borders = np.frombuffer(column.buffers()[1], kind)[column.offset : column.offset + len(column) + 1].astype(np.int64)
-    dtype = np.dtype(str(values.type))
-    buffer = values.buffers()[1]
-    whole = np.frombuffer(buffer, dtype)[values.offset : values.offset + len(values)] if buffer else np.empty(0, dtype)
-    return whole[borders[0] : borders[-1]], borders - borders[0]
+    if not pa.types.is_fixed_size_list(column.type):
+        return list_values(column)
+    return to_numpy(column.flatten()), np.arange(len(column) + 1) * column.type.list_size
 
 
 def _require_vectors(ids: npt.NDArray[Any], borders: npt.NDArray[np.int64], tables: Tables, before: int) -> None:

@@ -2,8 +2,7 @@
 
     embedding.name ─▶ folder or Hub ─▶ model.safetensors(.index.json) ─▶ header ─▶ name, shape, place of the tensor
 
-A model is looked for at the path itself, in `data/models/`, in the offline mirror `$PIPELINE_ASSETS/models/`, and
-on the Hub, its revision resolved to a commit. Only safetensors is read: a pickle may run code. From the Hub only the
+`assets.py` says where a model is looked for. Only safetensors is read: a pickle may run code. From the Hub only the
 file that holds the tensor is downloaded, and of a file only the tensor's bytes are read.
 """
 
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import assets
 from pipeline.config import Embedding
 from pipeline.errors import ConfigError, TokenizerError, from_os_error
 
@@ -28,7 +28,6 @@ TOKENS = "token_embeddings"
 POSITIONS = "position_embeddings"
 PIECE = 256 << 10  # bytes converted at a time
 HEADER_LIMIT = 100 << 20  # bytes of JSON in a safetensors file, the format's own limit
-OFFLINE_AFTER = 3.0  # seconds to wait for the Hub
 STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # numpy has no bfloat16: the upper half of a float32
 
 # Endings of the names of input-embedding tensors, the surest first.
@@ -149,7 +148,7 @@ class Model:
             found = f"only {pickled[0]}, a pickle, which may run code" if pickled else "none"
             raise TokenizerError(
                 f"{self.place}: embedding needs *.safetensors, found {found}. Convert it: "
-                "AutoModel.frompretrained(...).savepretrained(...) writes safetensors."
+                "AutoModel.from_pretrained(...).save_pretrained(...) writes safetensors."
             )
         return dict.fromkeys(safetensors(self.fetch(name)), name)
 
@@ -164,7 +163,7 @@ class Model:
 
 def pretrained(e: Embedding) -> dict[str, Tensor]:
     """The model's token table and, for positions=learned, its position table; headers alone are read."""
-    model = find(str(e.name), e.revision)
+    model = find(e)
     files = model.tensor_files()
     name = e.tensor or _token_tensor(model, files)
     if name not in files:
@@ -226,52 +225,19 @@ def _candidates(names: Iterable[str]) -> str:
     return f"It has: {', '.join(likely[:8])}{', …' if len(likely) > 8 else ''}."
 
 
-def find(name: str, revision: str | None) -> Model:
-    """A model by path; in data/models; in the offline mirror $PIPELINE_ASSETS; on the Hub."""
-    mirror = os.environ.get("PIPELINE_ASSETS")
-    places = [Path(name), Path("data/models") / name, *([Path(mirror) / "models" / name] if mirror else [])]
-    for place in places:
-        if place.is_dir():
-            return Model(repr(name), frozenset(item.name for item in place.iterdir()), partial(Path, place))
-        if place.is_file():
-            return Model(repr(name), frozenset([place.name]), partial(Path, place.parent))
-    tried = ", ".join(repr(str(place)) for place in places)
-    try:
-        return _on_hub(name, revision)
-    except TokenizerError as error:
-        raise TokenizerError(f"embedding.name={name!r}: found neither at {tried} nor on the Hub: {error}") from error
+def find(e: Embedding) -> Model:
+    """The model that embedding.name asks for. Raises TokenizerError where it is nowhere, see `assets.find`."""
+    name = str(e.name)
+    return assets.find("model", "embedding", name, e.revision, partial(_at, name), lambda: _on_hub(name, e.revision))
+
+
+def _at(name: str, place: Path) -> Model | None:
+    if place.is_dir():
+        return Model(repr(name), frozenset(item.name for item in place.iterdir()), partial(Path, place))
+    return Model(repr(name), frozenset([place.name]), partial(Path, place.parent)) if place.is_file() else None
 
 
 @lru_cache
 def _on_hub(name: str, revision: str | None) -> Model:
-    """A model of the Hub, its revision resolved to a commit; offline, what the Hub's own cache holds."""
-    import huggingface_hub as hub
-    from huggingface_hub import errors
-
-    place = f"{name!r} on the Hub"
-    try:
-        info = hub.HfApi().model_info(name, revision=revision, timeout=OFFLINE_AFTER)
-        files = frozenset(file.rfilename for file in info.siblings or [])
-
-        def fetch(file: str) -> Path:
-            try:
-                return Path(hub.hf_hub_download(name, file, revision=info.sha))
-            except Exception as error:
-                raise TokenizerError(f"downloading {file!r} of {place} failed: {error}") from error
-
-        return Model(place, files, fetch, info.sha)
-    except errors.HFValidationError as error:
-        raise TokenizerError("it is no repository name either. Check embedding.name=.") from error
-    except errors.RevisionNotFoundError as error:
-        raise TokenizerError(f"it has no revision {revision!r}. Check embedding.revision=.") from error
-    except errors.RepositoryNotFoundError as error:  # also gated and private ones
-        raise TokenizerError("there is none of that name, or it is gated: set HF_TOKEN in the environment.") from error
-    except Exception as error:  # whatever the HTTP library of the day raises: no network
-        for file in ("model.safetensors.index.json", "model.safetensors"):
-            cached = hub.try_to_load_from_cache(name, file, revision=revision)
-            if isinstance(cached, str):
-                folder = Path(cached).parent  # …/snapshots/<commit>
-                return Model(place, frozenset(item.name for item in folder.iterdir()), partial(Path, folder), folder.name)
-        raise TokenizerError(
-            "it cannot be reached. Set embedding.name= to a folder, or PIPELINE_ASSETS to an offline mirror."
-        ) from error
+    found = assets.repository(name, revision, ("model.safetensors.index.json", "model.safetensors"))
+    return Model(f"{name!r} on the Hub", found.files, found.fetch, found.commit)

@@ -14,19 +14,22 @@ ever replaced.
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import cache
+from pipeline import files
 from pipeline.errors import ConfigError, ResourceError, from_os_error
+from pipeline.files import Json
+from pipeline.temporary import alive, surely
 
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
 WORKSHOP = ".tmp"  # beside the dataset: where it is built
-Json = dict[str, Any]
 STAGES = ("load", "tokenizer", "tokenize", "encode", "window", "embed")
 
 
@@ -50,9 +53,14 @@ def require_ours(folder: Path) -> None:
         raise from_os_error(error, folder) from error
     if folder.is_dir() and not folder.is_symlink():
         inside = {p.name for p in folder.iterdir()} - {WORKSHOP}
-        if not inside or cache.unseal(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
+        if not inside or files.unseal(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
             _require_writable(folder)
             return
+    if os.path.lexists(folder / "manifest.json"):
+        raise ConfigError(
+            f"{str(folder)!r} holds a damaged or foreign manifest.json, so that nothing tells whether it is a dataset of this "
+            "pipeline: nothing was touched. Remove the folder, or set output.dir= or name=."
+        )
     raise ConfigError(
         f"{str(folder)!r} exists and was not written by this pipeline: nothing was touched. Set output.dir= or name=."
     )
@@ -67,7 +75,7 @@ def _require_writable(folder: Path) -> None:
 
 
 def _is_dataset(folder: Path) -> bool:
-    return folder.is_dir() and cache.unseal(folder / "manifest.json") is not None
+    return folder.is_dir() and files.unseal(folder / "manifest.json") is not None
 
 
 def features(schema: Any) -> Json:
@@ -145,64 +153,93 @@ def publish(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, 
         for name, (_, note) in links.items()
     }
     notes |= {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in texts.items()}
-    manifest = {"schema": cache.SCHEMA, **manifest, "files": notes}
+    manifest = {"schema": files.SCHEMA, **manifest, "files": notes}
     require_ours(folder)
     try:
-        if cache.unseal(folder / "manifest.json") == manifest and _whole(folder, links, notes):
-            return False
-        _swap_in(folder, links, texts, manifest, run)
+        with _workshop(folder, run) as place:
+            if files.unseal(folder / "manifest.json") == manifest and _whole(folder, links, notes):
+                return False
+            _swap_in(folder, links, texts, manifest, place / "new" / folder.name)
     except OSError as error:
         raise from_os_error(error, folder) from error
     return True
+
+
+@contextlib.contextmanager
+def _workshop(folder: Path, run: str) -> Iterator[Path]:
+    """The run's own folder beside `folder`, gone afterwards. What dead runs left in theirs goes too."""
+    workshop = folder.parent / WORKSHOP
+    with contextlib.suppress(OSError):
+        for other in workshop.iterdir():
+            with contextlib.suppress(OSError):
+                if not alive(other):
+                    _clear(other)
+    try:
+        yield workshop / run
+    finally:
+        surely(lambda: _clear(workshop / run))
+        with contextlib.suppress(OSError):
+            workshop.rmdir()
+
+
+def _clear(place: Path) -> None:
+    """Remove a run's folder. A dataset that it had moved aside and not replaced yet returns first, or all stays."""
+    with contextlib.suppress(OSError):
+        for old in (place / "old").glob("*"):
+            if not os.path.lexists(home := place.parents[1] / old.name):
+                os.rename(old, home)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    """Create a folder of the workshop, which another run may be taking away as the last one in it."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _whole(folder: Path, links: dict[str, tuple[Path, Json]], notes: dict[str, Json]) -> bool:
     """Is every file of the folder what its manifest says? A link to a file of the cache that was just verified is."""
     for name, note in notes.items():
         path = folder / name
-        if not path.is_file():
-            return False
-        if name in links and os.path.samefile(path, links[name][0]):
-            continue
-        if cache.hash_file(path) != (note["bytes"], note["sha256"]):
+        try:
+            if not path.is_file():
+                return False
+            if name in links and os.path.samefile(path, links[name][0]):
+                continue
+            if files.hash_file(path) != (note["bytes"], note["sha256"]):
+                return False
+        except FileNotFoundError:  # another run replaces the folder
             return False
     return True
 
 
-def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json, run: str) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    workshop = folder.parent / WORKSHOP
-    cache.sweep(workshop)
-    new = workshop / run / folder.name
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json, new: Path) -> None:
+    """Build the dataset at `new` and swap it with what is at `folder`."""
+    _make(new)
     for name in (*links, *texts):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
     for name, (source, _) in links.items():
         _link(source, new / name)
-    for name, data in {**texts, "manifest.json": cache.seal(manifest)}.items():
+    for name, data in {**texts, "manifest.json": files.seal(manifest)}.items():
         with open(new / name, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
     _carry(folder, new)
     for place in (*(p for p in new.rglob("*") if p.is_dir()), new, new.parent):
-        cache.fsync_dir(place)
-    if os.path.lexists(folder):
-        _exchange(new, folder)
-    else:
-        os.rename(new, folder)
-    cache.fsync_dir(folder.parent)
-    shutil.rmtree(workshop / run, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        workshop.rmdir()
+        files.fsync_dir(place)
+    _exchange(new, folder)
+    files.fsync_dir(folder.parent)
 
 
 def _carry(old: Path, new: Path) -> None:
     """What else lies in a folder that is replaced stays in it: the jobs of a sweep, a person's notes."""
     if not old.is_dir():
         return
-    ours = {Path(name).parts[0] for name in (cache.unseal(old / "manifest.json") or {"files": {}})["files"]}
+    ours = {Path(name).parts[0] for name in (files.unseal(old / "manifest.json") or {"files": {}})["files"]}
     for path in old.iterdir():
         if path.name in ours or path.name in ("manifest.json", "run.json", WORKSHOP) or os.path.lexists(new / path.name):
             continue
@@ -224,21 +261,30 @@ def _link(source: Path | str, target: Path | str) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders: in one step where the kernel can (renameat2), else in two renames."""
+    """Put a folder in the place of another, if there is one: in one step where the kernel can (renameat2), else in two."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 and renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
-        return
-    aside = new.with_name(new.name + ".old")
-    os.rename(old, aside)
-    os.rename(new, old)
-    os.rename(aside, new)
+    aside = new.parents[1] / "old" / new.name
+    for last in (False,) * 100 + (True,):
+        if renameat2 and renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
+            return
+        try:
+            if os.path.lexists(old):
+                shutil.rmtree(aside.parent, ignore_errors=True)
+                aside.parent.mkdir()
+                os.rename(old, aside)
+            os.rename(new, old)
+            return
+        except OSError as error:  # another run has just put its own there, or taken the old one away
+            if last or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
+                raise
 
 
-def write_run(folder: Path, record: Json) -> None:
+def write_run(folder: Path, record: Json, run: str) -> None:
     """`run.json`: what differs between two runs with equal bytes. Replaced atomically, promised to nobody."""
-    temporary = folder / f".run.json.{os.getpid()}"
     try:
-        temporary.write_bytes(_json(record))
-        os.replace(temporary, folder / "run.json")
+        with _workshop(folder, run) as place:
+            _make(place)
+            (place / "run.json").write_bytes(_json(record))
+            os.replace(place / "run.json", folder / "run.json")
     except OSError as error:
         raise from_os_error(error, folder / "run.json") from error

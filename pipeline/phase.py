@@ -22,7 +22,8 @@ import pyarrow as pa
 from pipeline import config as configs
 from pipeline import console, engine
 from pipeline.arrow import read_batches
-from pipeline.cache import Cache, Entry, Json, why
+from pipeline.cache import Cache, Entry, why
+from pipeline.files import Json
 
 log = logging.getLogger(__name__)
 

@@ -28,10 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.cache import MANIFEST_LIMIT, SCHEMA, Cache, digest, hash_file, seal, unseal
+from pipeline.cache import Cache
 from pipeline.config import Corpus
 from pipeline.console import progress
 from pipeline.errors import ConfigError, InputError, IntegrityError, from_os_error
+from pipeline.files import MANIFEST_LIMIT, SCHEMA, Stat, digest, hash_file, seal, stat_of, unseal
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ SPLITS = 4  # at most so many parts from one row group: each decodes the rows be
 LONG = 1 << 30  # bytes: hashing more than this shows its progress
 CLOCK = 2  # seconds: a file changed again within the step of the file system's clock would keep its ctime
 
-Stat = tuple[int, int, int, int]
 NEVER: Stat = (0, 0, 0, 0)  # equal to that of no file
 Range = tuple[int, int, int, str]  # start, end, bytes, sha256
 
@@ -179,7 +179,7 @@ def find(corpus: Corpus) -> dict[str, Stat]:
             if os.path.realpath(other) == os.path.realpath(path):
                 raise ConfigError(f"{path!r} and {other!r} in corpus.paths are the same file; name it once.")
         others.append(path)
-        files[path] = _stat(stat)
+        files[path] = stat_of(stat)
     return files
 
 
@@ -311,10 +311,9 @@ def open_parquet(file: Any, path: str, corpus: Corpus) -> Any:
         schema = parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path!r} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+    kinds = (pa.string(), pa.large_string(), pa.string_view())
     strings = [
-        field.name
-        for field in schema
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type) or pa.types.is_string_view(field.type)
+        field.name for field in schema if (field.type.value_type if pa.types.is_dictionary(field.type) else field.type) in kinds
     ]
     if corpus.text_column not in schema.names:
         hint = f" Did you mean corpus.text_column={strings[0]}?" if strings else ""
@@ -353,12 +352,8 @@ def _row_ranges(path: str, corpus: Corpus, sha: str) -> list[Range]:
 
 
 def file_stat(handle: int | str) -> Stat:
-    """Inode, size, mtime and ctime: what must stay the same for a file to count as unchanged."""
-    return _stat(os.stat(handle))
-
-
-def _stat(stat: os.stat_result) -> Stat:
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    """The state of a file by descriptor or path: inode, size, mtime and ctime."""
+    return stat_of(os.stat(handle))
 
 
 def sha256_range(file: BinaryIO, start: int, end: int) -> str:

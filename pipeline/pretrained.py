@@ -1,38 +1,34 @@
 """Tokenizers that somebody else made, found by path or by name, never by running their code.
 
-    tokenizer.name ─▶ that path ─▶ data/tokenizers/<name> ─▶ $PIPELINE_ASSETS/tokenizers/<name> ─▶ the Hub
-                                                             (there also by the last part of <name>)
-
-A folder with a `tokenizer.json` is taken as it is. Without one `transformers.AutoTokenizer` reads the folder, and
-gives a `tokenizer.json` where it can; where it cannot, the folder is kept and its Python tokenizer used, slowly.
-A revision on the Hub is resolved to a commit, and everything is read from that commit.
+`assets.py` says where one is looked for. A folder with a `tokenizer.json` is taken as it is. Without one
+`transformers.AutoTokenizer` reads the folder, and gives a `tokenizer.json` where it can; where it cannot, the folder
+is kept and its Python tokenizer used, slowly.
 """
 
-import contextlib
 import difflib
 import hashlib
 import json
 import logging
-import os
 import re
-import threading
-from collections.abc import Callable
+import tempfile
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pipeline import backends
+import numpy as np
+import pyarrow as pa
+
+from pipeline import assets, backends
+from pipeline.arrow import adjoin, joined
 from pipeline.config import Tokenizer as Settings
 from pipeline.errors import ConfigError, TokenizerError, from_os_error
 from pipeline.training import ROLES
 
 log = logging.getLogger(__name__)
 
-HUB_SECONDS = 4.0  # to hear from the Hub, name look-up included
-DOWNLOAD_SECONDS = 10.0  # without a byte
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FAST = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SMALL = (".json", ".txt", ".model", ".vocab", ".bpe", ".tiktoken", ".jinja")  # what a tokenizer may be made of
@@ -40,8 +36,10 @@ NOT_OURS = re.compile(r"\.safetensors|\.index\.json$|generation_config|README|LI
 # One of these must be there for a folder to be taken for a tokenizer.
 MARKS = ("tokenizer_config.json", "vocab.txt", "vocab.json", "config.json", "merges.txt", "special_tokens_map.json")
 
+SLOW = "transformers"  # the backend of a tokenizer that exists in Python alone
+
 Json = dict[str, Any]
-Value = TypeVar("Value")
+Frame = tuple[tuple[int, ...], tuple[int, ...], bool]  # IDs before and after a document; has it token types?
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,15 @@ class Found:
                 beside = {name: self.folder / name for name in FAST[1:] if (self.folder / name).is_file()}
                 return {name: path.read_bytes() for name, path in ({FAST[0]: self.json} | beside).items()}
             return {
-                path.name: path.read_bytes()
-                for path in sorted(self.folder.iterdir())
-                if path.is_file() and path.suffix in SMALL and not NOT_OURS.search(path.name)
+                path.name: path.read_bytes() for path in sorted(self.folder.iterdir()) if path.is_file() and _is_part(path.name)
             }
         except OSError as error:
             raise from_os_error(error, self.folder) from error
+
+
+def _is_part(name: str) -> bool:
+    """May a file of this name be part of a tokenizer that has no tokenizer.json?"""
+    return name.endswith(SMALL) and not NOT_OURS.search(name)
 
 
 def identity(t: Settings) -> Json:
@@ -95,30 +96,9 @@ def _chosen(t: Settings) -> dict[str, str]:
 
 
 def find(t: Settings) -> Found:
-    """Look for `tokenizer.name`. Raises TokenizerError naming every place, within five seconds without a network."""
+    """The tokenizer that tokenizer.name asks for. Raises TokenizerError where it is nowhere, see `assets.find`."""
     name = str(t.name)
-    places = [Path(name).expanduser()]
-    if not places[0].is_absolute():
-        places.append(Path("data/tokenizers") / name)
-        if mirror := os.environ.get("PIPELINE_ASSETS"):
-            places += [Path(mirror) / "tokenizers" / part for part in dict.fromkeys((name, Path(name).name))]
-    tried = []
-    for place in places:
-        if found := _at(place):
-            if t.revision:
-                log.info("tokenizer: %r is a local copy, tokenizer.revision=%s is not checked", str(place), t.revision)
-            return found
-        tried.append(f"{str(place)!r}{' (no tokenizer in it)' if place.exists() else ''}")
-    where = ", ".join(tried)
-    if not HUB_NAME.fullmatch(name) or name.endswith(".json"):
-        raise TokenizerError(f"tokenizer {name!r} not found; tried {where}. Set tokenizer.name= to a folder or a Hub name.")
-    try:
-        return _on_hub(name, t.revision)
-    except TokenizerError as error:
-        raise TokenizerError(
-            f"tokenizer {name!r} not found; tried {where}, and the Hub: {error} Set tokenizer.name= to a local folder, "
-            "PIPELINE_ASSETS to an offline mirror, or HF_TOKEN where the Hub asks for it."
-        ) from error
+    return assets.find("tokenizer", "tokenizer", name, t.revision, _at, lambda: _on_hub(name, t.revision))
 
 
 def _at(place: Path) -> Found | None:
@@ -131,84 +111,28 @@ def _at(place: Path) -> Found | None:
     return None
 
 
-def _within(seconds: float, work: Callable[[], Value]) -> Value:
-    """`work()`, given up after so many seconds: a look-up of a host name heeds no timeout."""
-    done: list[Value] = []
-    failed: list[Exception] = []
-
-    def attempt() -> None:
-        try:
-            done.append(work())
-        except Exception as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not done:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
-    return done[0]
-
-
 @lru_cache
 def _on_hub(name: str, revision: str | None) -> Found:
-    """A tokenizer of the Hub at one commit; without a network, what the Hub's own cache holds of the revision."""
-    import huggingface_hub as hub
-    from huggingface_hub import errors
-
-    if revision and COMMIT.fullmatch(revision) and (known := _in_hub_cache(name, revision)):
-        return known
-    try:
-        info = _within(HUB_SECONDS, lambda: hub.HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS / 2))
-    except errors.HFValidationError as error:
-        raise TokenizerError("it is no repository name.") from error
-    except errors.RevisionNotFoundError as error:
-        raise TokenizerError(f"it has no tokenizer.revision={revision!r}.") from error
-    except errors.RepositoryNotFoundError as error:  # private and gated ones too
-        raise TokenizerError("it has none of that name, or not for you.") from error
-    except Exception as error:  # offline mode, or whatever the HTTP library of the day raises without a network
-        if known := _in_hub_cache(name, revision):
-            log.warning("tokenizer: the Hub cannot be reached; using its cached commit %s of %r", known.revision, name)
-            return known
-        raise TokenizerError(f"it cannot be reached ({type(error).__name__}).") from error
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    fast = FAST[0] in names
-    wanted = [n for n in names if (n in FAST if fast else "/" not in n and n.endswith(SMALL) and not NOT_OURS.search(n))]
+    signs = (FAST[0], *MARKS)
+    pinned = assets.cached(name, revision, signs) if revision and COMMIT.fullmatch(revision) else None
+    found = pinned or assets.repository(name, revision, signs)
+    fast = FAST[0] in found.files
+    wanted = sorted(n for n in found.files if (n in FAST if fast else "/" not in n and _is_part(n)))
     if not wanted:
         raise TokenizerError("it holds no tokenizer there.")
-    folder = Path()
     for file in wanted:
-        try:
-            path = hub.hf_hub_download(name, file, revision=info.sha, etag_timeout=DOWNLOAD_SECONDS)
-        except Exception as error:
-            raise TokenizerError(f"{file!r} cannot be downloaded ({type(error).__name__}).") from error
-        folder = Path(path).parent
-    return Found(folder, folder / FAST[0] if fast else None, info.sha)
-
-
-def _in_hub_cache(name: str, revision: str | None) -> Found | None:
-    """A commit in the Hub's cache on this disk. Its files lie in `…/snapshots/<commit>/`."""
-    import huggingface_hub as hub
-
-    for file in (FAST[0], *MARKS):
-        with contextlib.suppress(Exception):
-            path = hub.try_to_load_from_cache(name, file, revision=revision)
-            if isinstance(path, str):
-                folder = Path(path).parent
-                return Found(folder, folder / FAST[0] if file == FAST[0] else None, folder.name)
-    return None
+        folder = found.fetch(file).parent
+    return Found(folder, folder / FAST[0] if fast else None, found.commit)
 
 
 # -- reading ----------------------------------------------------------------------------------------------
 
 
 def load(t: Settings) -> dict[str, bytes]:
-    """The files of the tokenizer's entry: tokenizer.json and tokenizer_config.json, or those of a slow tokenizer.
+    """The files of the tokenizer's entry: tokenizer.json (or those of a slow tokenizer), its config, vocabulary.json.
 
-    Padding and truncation are switched off. Raises TokenizerError where it cannot be read, ConfigError where the
-    configuration names a special token that is not in its vocabulary.
+    Padding and truncation are switched off; the rate of a slow tokenizer is said. Raises TokenizerError where it cannot
+    be read, ConfigError where the configuration names a special token that is not in its vocabulary.
     """
     found = find(t)
     if found.json is None:
@@ -308,8 +232,6 @@ def open_slow(folder: Path) -> Any:
 
 
 def _through_transformers(t: Settings, found: Found) -> dict[str, bytes]:
-    import tempfile
-
     tokenizer, chosen = open_slow(found.folder), _chosen(t)
     _require_known(chosen, tokenizer.get_vocab())
     with tempfile.TemporaryDirectory() as scratch:
@@ -321,4 +243,52 @@ def _through_transformers(t: Settings, found: Found) -> dict[str, bytes]:
             data = backend.to_str(pretty=True).encode()
             return fast_files(t, data, json.loads(saved.get(FAST[1], b"{}")), {}, str(found.folder))
     roles = {role: str(value) for role in ROLES if (value := getattr(tokenizer, f"{role}_token", None))} | chosen
-    return found.files() | {FAST[1]: config_file(json.loads(saved.get(FAST[1], b"{}")), roles)}
+    files = found.files() | {FAST[1]: config_file(json.loads(saved.get(FAST[1], b"{}")), roles)}
+    return files | {"vocabulary.json": vocabulary_file(_measured(files, str(t.name)))}
+
+
+def _measured(files: dict[str, bytes], name: str) -> dict[str, int]:
+    """The vocabulary of a Python tokenizer; warns how slow it is on this machine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for file, data in files.items():
+            (Path(scratch) / file).write_bytes(data)
+        core = SlowCore(Path(scratch), special_in_text=False)
+        sample = b"The ferry was late because of the fog. " * 512
+        started = time.perf_counter()
+        core.encode(joined([sample]))
+        rate = len(sample) / 1e6 / max(time.perf_counter() - started, 1e-9)
+        log.warning(
+            "tokenizer %r has no fast form: transformers runs it in Python, at %.2g MB/s here; engine=processes helps",
+            *(name, rate),
+        )
+        return dict(core.tokenizer.get_vocab())
+
+
+class SlowCore:
+    """A tokenizer that exists in Python alone, run by transformers: exact, and slow."""
+
+    name = SLOW
+
+    def __init__(self, folder: Path, special_in_text: bool) -> None:
+        from importlib.metadata import version
+
+        self.version = version(SLOW)
+        self.tokenizer = open_slow(folder)
+        self.tokenizer.model_max_length = 1 << 60
+        special = [token for token in self.tokenizer.all_special_tokens if len(token) > 1 and not special_in_text]
+        self.inside = re.compile("|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in special) or "(?!)")
+
+    def encode(self, text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+        """Flat IDs (uint32) and offsets (int64, len(text) + 1). A special token that is to be text is cut in two."""
+        rows = [
+            [i for part in self.inside.split(document) for i in self.tokenizer.encode(part, add_special_tokens=False)]
+            for document in text.to_pylist()
+        ]
+        return np.array([i for row in rows for i in row], np.uint32), adjoin([len(row) for row in rows])
+
+    def frame(self, config: dict[str, Any]) -> Frame:
+        """What it puts around a document, seen from outside."""
+        ids = self.tokenizer.encode("a", add_special_tokens=False)
+        whole = self.tokenizer.encode("a")
+        at = next((i for i in range(len(whole)) if whole[i : i + len(ids)] == ids), 0)
+        return tuple(whole[:at]), tuple(whole[at + len(ids) :]), "token_type_ids" in self.tokenizer.model_input_names

@@ -22,7 +22,8 @@ import pyarrow as pa
 from pipeline import __version__, backends, corpus, embedding, engine, output, plan, steps, tokenizer, vocabulary, window
 from pipeline import config as configs
 from pipeline.arrow import read_schema
-from pipeline.cache import Cache, Json
+from pipeline.cache import Cache
+from pipeline.files import Json
 from pipeline.phase import Line, Report
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-    output.write_run(folder, record)
+    output.write_run(folder, record, cache.run)
     return outcome
 
 

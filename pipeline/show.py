@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import cache, console, window
-from pipeline.arrow import read_batches
+from pipeline import console, files, window
+from pipeline.arrow import read_batches, to_numpy
 from pipeline.config import Window
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
 
@@ -25,7 +25,7 @@ class Shown:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        manifest = cache.unseal(folder / "manifest.json")
+        manifest = files.unseal(folder / "manifest.json")
         if manifest is None:
             raise ConfigError(
                 f"{str(folder)!r} is not a finished dataset of this pipeline: it has no manifest.json that is whole."
@@ -40,7 +40,7 @@ class Shown:
         """The path of a file, once its bytes are those that the manifest names. Raises IntegrityError."""
         note, path = self.manifest["files"].get(name), self.folder / name
         try:
-            whole = note is not None and cache.hash_file(path) == (note["bytes"], note["sha256"])
+            whole = note is not None and files.hash_file(path) == (note["bytes"], note["sha256"])
         except FileNotFoundError:
             whole = False
         except OSError as error:
@@ -67,9 +67,8 @@ class Shown:
 
     def origin(self, index: int) -> list[str]:
         """Where a row's text came from: file and byte range of each document that it touches."""
-        lengths = self.documents["tokens"].combine_chunks()
-        first, stop = window.position(self.window, np.asarray(lengths), index % self.manifest["rows"])
-        starts = np.asarray(self.documents["first"].combine_chunks())
+        lengths, starts = (np.concatenate([*map(to_numpy, self.documents[name].chunks)]) for name in ("tokens", "first"))
+        first, stop = window.position(self.window, lengths, index % self.manifest["rows"])
         low = int(np.searchsorted(starts, first, "right")) - 1
         high = int(np.searchsorted(starts, stop - 1, "right")) - 1
         lines = [f"stream positions {first:,} to {stop:,}"]

@@ -24,7 +24,8 @@ import pyarrow as pa
 from pipeline import backends, console, corpus, embedding, engine, model, plan, tokenizer, vocabulary, window
 from pipeline import config as configs
 from pipeline.arrow import numbers, read_batches, read_schema
-from pipeline.cache import Entry, Json, require_space
+from pipeline.cache import Entry
+from pipeline.files import Json, require_space
 from pipeline.phase import Line, Made, Step, file_name
 from pipeline.stream import Stream
 
@@ -242,7 +243,7 @@ def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: 
     return entry, line.fulfil([step], list(windows.shards), windows.bytes, manifest["ledger"], windows.ledger)
 
 
-def _unmarked(settings: configs.Window, tok: tokenizer.Tokenizer, marked: Json) -> tuple[configs.Window, tokenizer.Frame]:
+def _unmarked(settings: configs.Window, tok: tokenizer.Tokenizer, marked: Json) -> tuple[configs.Window, window.Frame]:
     """The frame for `window.special_tokens`, less the end and begin marks that documents have from `encode` already."""
     before, after, typed = tok.frame
     if marked["eos"] and after[:1] == (tok.eos_id,):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.arrow import flags, list_values, numbers, read_batches
+from pipeline.arrow import adjoin, flags, list_values, numbers, read_batches, to_numpy
 from pipeline.errors import IntegrityError
 
 MAPPED = 16  # files kept mapped
@@ -96,7 +96,7 @@ class Stream:
         batches = self._shard(shard).batches
 
         def column(name: str, dtype: type, rows: np.ndarray) -> pa.Array:
-            return numbers(np.concatenate([np.empty(0, dtype), *(_values(batch[name], dtype) for batch in batches)])[rows])
+            return numbers(np.concatenate([np.empty(0, dtype), *(to_numpy(batch[name]) for batch in batches)])[rows])
 
         return pa.record_batch(
             {
@@ -142,23 +142,6 @@ class Stream:
         return _Shard(batches, ids, starts)
 
 
-def adjoin(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Where each of the ranges of these lengths begins when laid end to end, and the last one ends.
-
-    int64 `[len(lengths) + 1]`.
-
-    >>> adjoin([3, 0, 2])
-    array([0, 3, 3, 5])
-    """
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
 def _place(starts: np.ndarray, position: int) -> int:
     """Which of the ranges holds a position; an empty range holds none."""
     return int(np.searchsorted(starts, position, "right")) - 1
-
-
-def _values(column: pa.Array, dtype: type) -> np.ndarray:
-    """A column of numbers without a copy (`to_numpy` would import pandas)."""
-    size = np.dtype(dtype).itemsize
-    return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * size)

@@ -5,7 +5,7 @@
 
 Every tokenizer is a folder with an ordinary `tokenizer.json`, whether trained here (`training.py`) or found
 (`pretrained.py`); `backends.py` runs it. What stays in this module is what any of them needs: opening the folder,
-literal special tokens in text, and documents that arrive in pieces.
+and documents that arrive in pieces (`cuts.py` says where they may be cut).
 
 **A document in pieces** gives the tokens of the whole. Of what has arrived the part before the last place where
 no token can cross is tokenized; the rest waits for the next piece:
@@ -18,7 +18,6 @@ Where a tokenizer has no such place the pieces are joined and tokenized at the e
 
 import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,21 +28,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline import backends, pretrained, training
+from pipeline import backends, cuts, pretrained, training
 from pipeline import config as configs
-from pipeline.arrow import flags, flat_list, narrowest, numbers
+from pipeline.arrow import adjoin, flags, flat_list, joined, narrowest, numbers, row_offsets, strings, text_bytes
+from pipeline.corpus import ORIGIN
 from pipeline.errors import InputError, PipelineError, TokenizerError
+from pipeline.literals import Literals
+from pipeline.pretrained import SLOW, Frame, SlowCore
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 LONG = 1 << 18  # bytes of a row that the reference gets as one; it needs 150 times as much memory
 LIMIT = np.iinfo(np.int32).max  # bytes of text that one Arrow string array can hold
-SLOW = "transformers"  # the backend of a tokenizer that exists in Python alone
 
-Frame = tuple[tuple[int, ...], tuple[int, ...], bool]  # IDs before and after a document; has it token types?
 Counts = Counter[str]
 
 
@@ -70,12 +69,7 @@ def find(t: configs.Tokenizer) -> dict[str, bytes]:
 
     A tokenizer that exists in Python alone has files of its own instead of tokenizer.json; its rate is said once.
     """
-    if t.kind != "pretrained":
-        return train(t, lambda: iter(()))
-    files = pretrained.load(t)
-    if "vocabulary.json" not in files:
-        files["vocabulary.json"] = pretrained.vocabulary_file(_measured(files, str(t.name)))
-    return files
+    return pretrained.load(t) if t.kind == "pretrained" else train(t, lambda: iter(()))
 
 
 def train(
@@ -100,25 +94,6 @@ def _made_config(t: configs.Tokenizer, special: list[str], roles: dict[str, str]
     return config
 
 
-def _measured(files: dict[str, bytes], name: str) -> dict[str, int]:
-    """The vocabulary of a Python tokenizer; warns how slow it is on this machine."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
-        for file, data in files.items():
-            (Path(scratch) / file).write_bytes(data)
-        core = SlowCore(Path(scratch), special_in_text=False)
-        sample = b"The ferry was late because of the fog. " * 512
-        started = time.perf_counter()
-        core.encode(_string(sample))
-        rate = len(sample) / 1e6 / max(time.perf_counter() - started, 1e-9)
-        log.warning(
-            "tokenizer %r has no fast form: transformers runs it in Python, at %.2g MB/s here; engine=processes helps",
-            *(name, rate),
-        )
-        return dict(core.tokenizer.get_vocab())
-
-
 # -- opening one ------------------------------------------------------------------------------------------
 
 
@@ -129,7 +104,7 @@ class Tokenizer:
     folder: Path
     vocab: pa.StringArray
     core: backends.Core
-    cut: Callable[[memoryview], int] | None  # see backends.safe_cut
+    cut: Callable[[memoryview], int] | None  # see cuts.safe_cut
     frame: Frame
     special: tuple[str, ...]  # tokens that are no text
     special_in_text: str
@@ -191,7 +166,7 @@ def open_tokenizer(folder: Path, backend: str, special_in_text: str) -> Tokenize
         folder,
         _vocab(names),
         core,
-        backends.safe_cut(data),
+        cuts.safe_cut(data),
         template(tree, config),
         special,
         special_in_text,
@@ -212,7 +187,7 @@ def _vocab(names: dict[str, int]) -> pa.StringArray:
     tokens = [b""] * (max(names.values(), default=-1) + 1)
     for name, i in names.items():
         tokens[i] = name.encode(errors="replace")
-    return _strings(tokens)
+    return joined(tokens)
 
 
 def _unknown(model: dict[str, Any], names: dict[str, int]) -> int | None:
@@ -264,7 +239,7 @@ def _widths(tree: dict[str, Any], names: dict[str, int]) -> np.ndarray | None:
     model = tree["model"]
     if model.get("type", "BPE" if "merges" in model else "") != "BPE" or model.get("unk_token"):
         return None
-    vocab, letters = model["vocab"], training.byte_letters()
+    vocab, letters = model["vocab"], backends.byte_letters()
     if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocab for byte in range(256)):
         return None
     bytewise = _bytewise(tree)
@@ -286,7 +261,7 @@ def _bytewise(tree: dict[str, Any]) -> bool:
 def _leaks(core: backends.Core, special: tuple[str, ...], names: dict[str, int], unknown: int | None) -> frozenset[str]:
     """Special tokens whose literal the model itself finds in text, though it was told that text is text."""
     try:
-        ids, offsets = core.encode(_strings([token.encode() for token in special]))
+        ids, offsets = core.encode(joined([token.encode() for token in special]))
     except Exception:  # a model that knows neither these characters nor an unknown token
         return frozenset()
     alone = {token: int(ids[at]) for token, at, size in zip(special, offsets, np.diff(offsets), strict=False) if size == 1}
@@ -301,52 +276,13 @@ def _reference(folder: Path) -> Any:
     return Reference.from_file(str(folder / "tokenizer.json"))
 
 
-class SlowCore:
-    """A tokenizer that exists in Python alone, run by transformers: exact, and slow."""
-
-    name = SLOW
-
-    def __init__(self, folder: Path, special_in_text: bool) -> None:
-        from importlib.metadata import version
-
-        self.version = version(SLOW)
-        self.tokenizer = pretrained.open_slow(folder)
-        self.tokenizer.model_max_length = 1 << 60
-        special = [token for token in self.tokenizer.all_special_tokens if len(token) > 1 and not special_in_text]
-        self.inside = re.compile("|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in special) or "(?!)")
-
-    def encode(self, text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-        """Flat IDs (uint32) and offsets (int64, len(text) + 1). A special token that is to be text is cut in two."""
-        rows = [
-            [i for part in self.inside.split(document) for i in self.tokenizer.encode(part, add_special_tokens=False)]
-            for document in text.to_pylist()
-        ]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return np.array([i for row in rows for i in row], np.uint32), offsets
-
-    def frame(self, config: dict[str, Any]) -> Frame:
-        """What it puts around a document, seen from outside."""
-        ids = self.tokenizer.encode("a", add_special_tokens=False)
-        whole = self.tokenizer.encode("a")
-        at = next((i for i in range(len(whole)) if whole[i : i + len(ids)] == ids), 0)
-        return tuple(whole[:at]), tuple(whole[at + len(ids) :]), "token_type_ids" in self.tokenizer.model_input_names
-
-
 # -- running one ------------------------------------------------------------------------------------------
 
 
 def schema(tokenizer: Tokenizer) -> pa.Schema:
     """Of the batches that `tokenize` gives."""
     kind = pa.dictionary(pa.from_numpy_dtype(tokenizer.dtype), pa.string())
-    columns = [
-        ("tokens", pa.list_(kind)),
-        ("source", pa.int32()),
-        ("start", pa.int64()),
-        ("end", pa.int64()),
-        ("ends", pa.bool_()),
-    ]
-    return pa.schema(columns)
+    return pa.schema({"tokens": pa.list_(kind)} | ORIGIN)
 
 
 def tokenize(
@@ -365,14 +301,14 @@ def tokenize(
     `special_in_text` is "error", or where this tokenizer cannot take it as text; TokenizerError where the
     tokenizer fails.
     """
-    literals = _Literals(tokenizer, sources)
+    literals = Literals(tokenizer.special, tokenizer.special_in_text, tokenizer.leaking, sources)
     document = _Pieces(tokenizer)
     for batch in batches:
         ends = flags(batch["ends"])
         whole = document.empty and bool(ends.all())
         for part in [batch] if whole else [batch.slice(row, 1) for row in range(len(batch))]:
             text = part["text"]
-            counts["text_bytes"] += _size(text)
+            counts["text_bytes"] += text_bytes(text)
             if found := literals.count(part, whole):
                 counts["special_literals"] += found
             if not whole:
@@ -382,7 +318,7 @@ def tokenize(
             if tokenizer.widths is not None:
                 counts["unknown_bytes"] += _spelled(tokenizer, text) - int(tokenizer.widths[ids].sum())
             tokens = pa.DictionaryArray.from_arrays(numbers(_narrow(ids, tokenizer)), tokenizer.vocab, safe=False)
-            columns = [flat_list(tokens, offsets), *(part[name] for name in ("source", "start", "end", "ends"))]
+            columns = [flat_list(tokens, offsets), *(part[name] for name in ORIGIN)]
             yield pa.record_batch(columns, schema=schema(tokenizer))
 
 
@@ -427,7 +363,7 @@ def _say_once(name: str) -> None:
 
 def _encode(tokenizer: Tokenizer, text: pa.StringArray, batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
     """IDs (uint32) and offsets (int64) of a batch; the backend is called on `batch_size` rows at a time."""
-    if not _size(text):
+    if not text_bytes(text):
         return np.zeros(0, np.uint32), np.zeros(len(text) + 1, np.int64)
     if tokenizer.core.name == "hf" and tokenizer.cut is not None:
         pieces, rows = _cut_rows(text, tokenizer.cut)
@@ -439,7 +375,7 @@ def _encode(tokenizer: Tokenizer, text: pa.StringArray, batch_size: int | None) 
 
 def _cut_rows(text: pa.StringArray, cut: Callable[[memoryview], int]) -> tuple[pa.StringArray, np.ndarray]:
     """The same text with rows longer than LONG cut into several, and where each row of `text` begins among them."""
-    offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1]
+    offsets = row_offsets(text)
     edges, rows = [int(offsets[0])], [0]
     for stop in offsets[1:].tolist():
         room = LONG
@@ -450,8 +386,7 @@ def _cut_rows(text: pa.StringArray, cut: Callable[[memoryview], int]) -> tuple[p
                 edges.append(edges[-1] + at)
         edges.append(stop)
         rows.append(len(edges) - 1)
-    pieces = pa.StringArray.from_buffers(len(edges) - 1, pa.py_buffer(np.array(edges, np.int32)), text.buffers()[2])
-    return pieces, np.array(rows)
+    return strings(text.buffers()[2], np.array(edges)), np.array(rows)
 
 
 def _call(tokenizer: Tokenizer, text: pa.StringArray, batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -466,8 +401,7 @@ def _call(tokenizer: Tokenizer, text: pa.StringArray, batch_size: int | None) ->
             f"the tokenizer failed ({tokenizer.core.name}): {' '.join(str(error).split())}. Does it have an unknown token? "
             "See tokenizer.unk_token=."
         ) from error
-    lengths = np.concatenate([np.diff(offsets) for _, offsets in parts])
-    return np.concatenate([ids for ids, _ in parts]), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return np.concatenate([ids for ids, _ in parts]), adjoin(np.concatenate([np.diff(offsets) for _, offsets in parts]))
 
 
 def _narrow(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
@@ -477,100 +411,10 @@ def _narrow(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     return ids.astype(tokenizer.dtype, copy=False)
 
 
-def _size(text: pa.StringArray) -> int:
-    """Bytes of text."""
-    return int(pc.sum(pc.binary_length(text)).as_py() or 0) if len(text) else 0
-
-
-def _strings(rows: list[bytes]) -> pa.StringArray:
-    offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    return pa.StringArray.from_buffers(len(rows), pa.py_buffer(offsets), pa.py_buffer(b"".join(rows)))
-
-
 def _string(data: Any) -> pa.StringArray:
     """One row over a buffer of UTF-8."""
     buffer = pa.py_buffer(data)
-    return pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, buffer.size], np.int32)), buffer)
-
-
-class _Literals:
-    """Counts special tokens that are spelt out in text, also across the pieces of a document."""
-
-    def __init__(self, tokenizer: Tokenizer, sources: Sequence[str]) -> None:
-        special = sorted(tokenizer.special, key=lambda token: (-len(token), token))
-        encoded = [token.encode() for token in special]
-        self.tokenizer, self.sources = tokenizer, sources
-        self.pattern = "|".join(_re2_literal(token) for token in special)
-        self.bytes_pattern = re.compile(b"|".join(map(re.escape, encoded)))
-        self.longest = max(map(len, encoded), default=0)
-        # Which byte may stand at each of the first places: enough to rule out most text at next to no cost.
-        places = range(min([4, *map(len, encoded)]))
-        self.heads = [np.isin(np.arange(256), [token[place] for token in encoded]) for place in places]
-        self.tail = b""  # end of the piece before, from behind its last match
-
-    def count(self, batch: pa.RecordBatch, whole: bool) -> int:
-        """Literal special tokens of a batch of documents, or of one piece of a document."""
-        if not self.longest:
-            return 0
-        text = batch["text"]
-        if not whole:
-            return self._piece(batch, text[0].as_buffer().to_pybytes())
-        offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1]
-        if offsets[0] == offsets[-1] or not self._possible(text.buffers()[2].slice(offsets[0], offsets[-1] - offsets[0])):
-            return 0
-        found = pc.count_substring_regex(text, self.pattern)
-        total = int(pc.sum(found).as_py() or 0)
-        if total and (self.tokenizer.special_in_text == "error" or self.tokenizer.leaking):
-            for row in range(int(pc.index(pc.greater(found, 0), True).as_py()), len(text)):
-                for match in self.bytes_pattern.finditer(text[row].as_buffer().to_pybytes()):
-                    self._judge(match[0], batch, row)
-        return total
-
-    def _possible(self, data: Any) -> bool:
-        """Could a special token begin anywhere?"""
-        view = np.frombuffer(data, np.uint8)
-        first = np.flatnonzero(self.heads[0])
-        at = np.flatnonzero(view == first[0] if len(first) == 1 else self.heads[0][view])
-        for place, allowed in enumerate(self.heads[1:], 1):
-            at = at[at + place < len(view)]
-            at = at[allowed[view[at + place]]]
-        return bool(len(at))
-
-    def _piece(self, batch: pa.RecordBatch, piece: bytes) -> int:
-        data, total, last = self.tail + piece, 0, 0
-        if self._possible(data):
-            for match in self.bytes_pattern.finditer(data):
-                total += 1
-                last = match.end()
-                self._judge(match[0], batch, 0)
-        ends = bool(batch["ends"][0].as_py())
-        self.tail = b"" if ends else data[max(last, len(data) - self.longest + 1) :]
-        return total
-
-    def _judge(self, literal: bytes, batch: pa.RecordBatch, row: int) -> None:
-        """Raise InputError where the literal may not be in the text."""
-        token = literal.decode()
-        refused = self.tokenizer.special_in_text == "error"
-        if not refused and token not in self.tokenizer.leaking:
-            return
-        source = batch["source"][row].as_py()
-        name = repr(self.sources[source]) if source < len(self.sources) else f"source {source}"
-        where = f"{name}, {batch['start'][row].as_py()} to {batch['end'][row].as_py()}"
-        if refused:
-            raise InputError(
-                f"{where}: the text spells the special token {token!r}. Set vocabulary.special_in_text=text to take it as "
-                "text, or token to let it be one."
-            )
-        raise InputError(
-            f"{where}: the text spells the special token {token!r}, which this tokenizer cannot take as text: its model has it "
-            "in its own vocabulary. Set vocabulary.special_in_text=token to let it be one, or change the text."
-        )
-
-
-def _re2_literal(token: str) -> str:
-    """A literal in the syntax of RE2, which Arrow uses; re.escape also escapes what RE2 would refuse."""
-    return re.sub(r"([\\.^$|?*+()\[\]{}])", r"\\\1", token)
+    return strings(buffer, np.array([0, buffer.size]))
 
 
 def _spelled(tokenizer: Tokenizer, text: pa.StringArray) -> int:
@@ -607,4 +451,4 @@ def prove(folder: Path, backend: str, special_in_text: str, sample: pa.StringArr
     core = open_tokenizer(folder, backend, special_in_text).core  # the very one that does the work
     reference = backends.open_core("hf", (folder / "tokenizer.json").read_bytes(), special_in_text == "token")
     differing = backends.differences(core, reference, sample) if len(sample) else 0
-    return Proof(len(sample), _size(sample), differing, time.perf_counter() - started)
+    return Proof(len(sample), text_bytes(sample), differing, time.perf_counter() - started)

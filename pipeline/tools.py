@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline import cache, cli, console, engine
 from pipeline.errors import ConfigError, IntegrityError, PipelineError
+from pipeline.files import hash_file, unseal
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
@@ -131,14 +132,14 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _check_dataset(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    manifest = cache.unseal(folder / "manifest.json")
+    manifest = unseal(folder / "manifest.json")
     if manifest is None:
         raise IntegrityError(
             f"{str(folder)!r} has no manifest.json that is whole: it is not a finished dataset of this pipeline."
         )
     for name, note in manifest["files"].items():
         try:
-            size, sha = cache.hash_file(folder / name)
+            size, sha = hash_file(folder / name)
         except OSError as error:
             yield folder / name, str(error.strerror)
             continue

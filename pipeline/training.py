@@ -16,20 +16,22 @@ an order, see `unigram.py`. The corpus is streamed; what is kept is the count of
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.arrow import text_bytes
+from pipeline.backends import GPT2, byte_letters
 from pipeline.config import Tokenizer as Settings
 from pipeline.errors import ConfigError, InputError
 
 log = logging.getLogger(__name__)
 
 PASSAGE = 1 << 16  # characters of text that training looks at together; also the unit of a sample
-# Of the GPT-2 tokenizer: https://github.com/openai/gpt-2/blob/master/src/encoder.py
-GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LAST_SPACE = re.compile(r"(?s:.*)[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")  # White_Space of Unicode
 # Punctuation that stands alone; of "Build a Large Language Model (From Scratch)", chapter 2.
 PUNCTUATION = r"""[,.:;?_!"()']|--"""
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
@@ -41,7 +43,6 @@ SPECIAL = {
     "chars": {"pad": "[PAD]", "unk": "[UNK]", "eos": "<|endoftext|>"},
     "bytes": {"eos": "<|endoftext|>"},
 }
-KINDS = tuple(SPECIAL)
 LEARNED = ("bpe", "wordpiece", "unigram", "words", "chars")
 
 Texts = Callable[[], Iterable[pa.StringArray]]
@@ -115,7 +116,7 @@ def _passages(t: Settings, texts: Texts, progress: Callable[[int], None]) -> Ite
     A passage is in the sample where its number's draw from PCG64(seed) is below sample_bytes / all bytes: a
     function of the texts and their order alone.
     """
-    total = sum(_size(text) for text in texts()) if t.sample_bytes else 0
+    total = sum(text_bytes(text) for text in texts()) if t.sample_bytes else 0
     rate = min(1.0, t.sample_bytes / max(total, 1)) if t.sample_bytes else 1.0
     draws = np.random.Generator(np.random.PCG64(t.seed))
     first, found, done = None, False, 0
@@ -126,23 +127,18 @@ def _passages(t: Settings, texts: Texts, progress: Callable[[int], None]) -> Ite
                 yield passage
             elif first is None:
                 first = passage
-        done += _size(text)
+        done += text_bytes(text)
         progress(done)
     if not found and first is not None:
         yield first
-
-
-def _size(text: pa.StringArray) -> int:
-    offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1] if len(text) else [0]
-    return int(offsets[-1]) - int(offsets[0])
 
 
 def _split(text: pa.StringArray) -> Iterator[str]:
     for string in text.to_pylist():
         start = 0
         while len(string) - start > PASSAGE:
-            stop = max(string.rfind(" ", start + 1, start + PASSAGE), string.rfind("\n", start + 1, start + PASSAGE))
-            stop = stop if stop > 0 else start + PASSAGE
+            space = LAST_SPACE.match(string, start + 1, start + PASSAGE)
+            stop = space.end() - 1 if space else start + PASSAGE
             yield string[start:stop]
             start = stop
         yield string[start:] if start else string
@@ -251,7 +247,7 @@ def _unigram(t: Settings, special: list[str], roles: dict[str, str], passages: C
     tokenizer = Tokenizer(models.Unigram())
     if t.lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
-    words = pre_tokenizers.Split(Regex(GPT2_WORDS), "isolated")
+    words = pre_tokenizers.Split(Regex(GPT2), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Metaspace(prepend_scheme="never", split=False)])
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="never", split=False)
     counts = _word_counts(tokenizer, passages("counting words in"))
@@ -353,24 +349,12 @@ def _bytes(t: Settings, special: list[str], roles: dict[str, str], passages: Cal
     return tokenizer
 
 
-def byte_letters() -> list[str]:
-    """The printable character that stands for each byte in byte-level tokenizers, by byte (GPT-2's table).
-
-    >>> byte_letters()[ord("a")], byte_letters()[ord(" ")]
-    ('a', 'Ġ')
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
-
-
 def _guarded(tokenizer: Any, kind: str, special: list[str]) -> str:
     """The JSON of a tokenizer, with one more splitting rule where text could spell a special token by itself.
 
     A model that holds special tokens in its vocabulary finds them in text that says "[PAD]" unless something
     splits it: then its first character is set apart. Special tokens of one character cannot be told from text.
     """
-    import re
 
     def leaks(token: str) -> bool:
         encoding = tokenizer.encode(token, add_special_tokens=False)

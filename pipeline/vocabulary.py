@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.arrow import flags, flat_list, list_values, narrowest, numbers
+from pipeline.arrow import adjoin, flags, flat_list, list_values, narrowest, numbers
 from pipeline.config import Vocabulary
+from pipeline.corpus import ORIGIN
 from pipeline.errors import ConfigError, InputError
 
 VERSION = 1
-ORIGIN = {"source": pa.int32(), "start": pa.int64(), "end": pa.int64(), "ends": pa.bool_()}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def encode(batches: Iterable[pa.RecordBatch], marks: Marks, counts: Counter[str]
                 _refuse(batch, indices, offsets, marks.unknown_id)
         before = first.astype(np.int64) * (marks.bos_id is not None)
         after = ends.astype(np.int64) * (marks.eos_id is not None)
-        edges = np.concatenate([[0], np.cumsum(lengths + before + after)])
+        edges = adjoin(lengths + before + after)
         if marks.bos_id is None and marks.eos_id is None:
             ids = indices.astype(marks.dtype, copy=False)
         else:

@@ -37,9 +37,9 @@ import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline import config
-from pipeline.arrow import flat_list, numbers
+from pipeline.arrow import adjoin, flat_list, numbers
 from pipeline.errors import ConfigError, InputError
-from pipeline.stream import Stream, adjoin
+from pipeline.stream import Stream
 
 VERSION = 1
 SHARD = 16 << 20  # bytes of rows in one file, where the whole stream is cut

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from pipeline import backends
+from pipeline import backends, cuts
 from pipeline.errors import ConfigError, TokenizerError
 
 PROSE = """It was not till three years later that, in the course of a few weeks' idling on the Riviera, it suddenly
@@ -357,7 +357,7 @@ TEXTS = st.lists(PARTS | st.characters(exclude_categories=["Cs"]), max_size=30).
 
 
 def cut_at(tokenizer_json: bytes, text: str) -> int:
-    cut = backends.safe_cut(tokenizer_json)
+    cut = cuts.safe_cut(tokenizer_json)
     assert cut is not None
     return cut(memoryview(text.encode()))
 
@@ -365,10 +365,10 @@ def cut_at(tokenizer_json: bytes, text: str) -> int:
 @pytest.mark.parametrize("name", CUTTABLE)
 def test_the_ids_of_both_sides_of_a_cut_are_those_of_the_whole(built, name):
     if name == "bpe with tokens that strip":
-        assert backends.safe_cut(built(name)) is None
+        assert cuts.safe_cut(built(name)) is None
         return
     data = built(name)
-    cut = backends.safe_cut(data)
+    cut = cuts.safe_cut(data)
     assert cut is not None
     tokenizers = [Tokenizer.from_str(data.decode()) for _ in range(2)]
     tokenizers[1].encode_special_tokens = True
@@ -392,7 +392,7 @@ def test_the_ids_of_both_sides_of_a_cut_are_those_of_the_whole(built, name):
 def test_every_border_of_a_text_is_safe(built, name):
     data, text = built(name), "".join(random_texts(40, 2)) + PROSE + "family [PAD]<|endoftext|>, a b!"
     tokenizer, whole = Tokenizer.from_str(data.decode()), text.encode()
-    cut = backends.safe_cut(data)
+    cut = cuts.safe_cut(data)
     expected, at, found = tokenizer.encode(text, add_special_tokens=False).ids, len(whole), 0
     while at := cut(memoryview(whole)[:at]):
         sides = tokenizer.encode_batch_fast([whole[:at].decode(), whole[at:].decode()], add_special_tokens=False)
@@ -403,7 +403,7 @@ def test_every_border_of_a_text_is_safe(built, name):
 
 @pytest.mark.parametrize("name", UNCUTTABLE)
 def test_a_tokenizer_whose_borders_are_not_proven_is_not_cut(built, name):
-    assert backends.safe_cut(built(f"uncuttable {name}")) is None
+    assert cuts.safe_cut(built(f"uncuttable {name}")) is None
 
 
 def test_a_cut_is_the_last_border(built):
@@ -421,7 +421,7 @@ def test_a_cut_is_found_far_from_the_end(built):
 
 @pytest.mark.parametrize("letter", ["\u3000", "。", "é", "中"])
 def test_windows_see_whole_characters_at_their_edges(built, letter):
-    cut = backends.safe_cut(built("bpe, NFC"))
+    cut = cuts.safe_cut(built("bpe, NFC"))
     head = f"a {letter}\u3000  "
     near = cut(memoryview((head + "x").encode()))
     for window_start in range(len(head.encode())):

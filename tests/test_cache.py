@@ -17,8 +17,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import cache as caches
-from pipeline.cache import Cache, Entry, digest, hash_file, require_space, seal, unseal, why
+from pipeline.cache import Cache, Entry, why
 from pipeline.errors import IntegrityError, Interrupted, PipelineError, ResourceError, from_os_error
+from pipeline.files import digest, hash_file, require_space, seal, stat_of, unseal
 
 SHARDS = {f"{index:05d}.arrow": bytes([index]) * (1000 + index) for index in range(2)}
 IDENTITY = {"version": 1, "settings": {"stride": 64}}
@@ -883,6 +884,28 @@ def test_gc_keeps_what_a_living_run_leases(tmp_path: Path, cache: Cache) -> None
     assert list(cache.gc(0)) == [kept.folder]
 
 
+def test_a_run_that_leases_an_entry_as_gc_takes_it_waits_and_finds_it_gone(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    cache.close()
+    other = Cache.open(tmp_path / "cache").entry("ids", IDENTITY)
+    late, found = threading.Thread(target=lambda: (other.lease(), found.append(other.manifest()))), []
+    rename = os.rename
+
+    def slow(old: Path, new: Path) -> None:
+        late.start()
+        late.join(0.2)
+        assert late.is_alive()
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", slow)
+    assert entry.folder in cache.gc(0)
+    late.join(5)
+    assert found == [None]
+
+
 def test_gc_does_not_honour_the_lease_of_a_dead_run(cache: Cache) -> None:
     entry = stored(cache, 1, 0)
 
@@ -923,7 +946,7 @@ def test_verify_takes_nothing_from_memory(cache: Cache) -> None:
     make(entry)
     path = entry.path("00001.arrow")
     DAMAGE["a flipped bit"](path)
-    caches._verified[path] = caches._state(path.lstat())
+    caches._verified[path] = stat_of(path.lstat())
     assert entry.verified() is not None
     assert [p for p, problem in cache.verify() if problem] == [path]
 

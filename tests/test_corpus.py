@@ -451,7 +451,9 @@ def test_parquet_columns_that_cannot_serve_are_refused(tmp_path: Path) -> None:
         documents(settings, tmp_path)
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
 def test_parquet_strings_of_any_kind_are_read(kind: pa.DataType, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array(["é", "b"], kind)}), tmp_path / "p.parquet")
     assert texts(Corpus(format="parquet", paths=[str(tmp_path / "p.parquet")]), tmp_path) == ["é", "b"]
@@ -466,6 +468,21 @@ def test_damaged_parquet_pages_are_an_error_and_no_crash(tmp_path: Path) -> None
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"p\.parquet"):
         documents(Corpus(format="parquet", paths=[str(path)]), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["file", "line", "paragraph", "jsonl"])
+@pytest.mark.parametrize("space", [" \t", "\n"], ids=repr)
+def test_a_long_document_is_cut_before_words(form: str, space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "BLOCK", 32)
+    words = [f"word{i}" for i in range(100)]
+    text = (" " if form == "line" else space).join(words)
+    path = tmp_path / "long"
+    path.write_text(json.dumps({"text": text}) if form == "jsonl" else text)
+    kind = {"format": "jsonl"} if form == "jsonl" else {"document": form}
+    settings = Corpus(paths=[str(path)], **kind)
+    pieces = [batch["text"][0].as_py() for batch in corpus.load(planned(settings, tmp_path).shards[0], settings, Counter())]
+    assert "".join(pieces) == text and len(pieces) > 20
+    assert [word for piece in pieces for word in piece.split()] == words
 
 
 # -- sources that change ----------------------------------------------------------------------------------

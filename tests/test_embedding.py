@@ -1,4 +1,3 @@
-import doctest
 import hashlib
 import io
 import json
@@ -282,9 +281,20 @@ def test_a_width_that_is_not_the_models_is_an_error(tmp_path):
         embedding.tables(from_model(tmp_path / "m", embedding_dim=64), V, L)
 
 
-def test_a_model_is_found_in_data_then_in_the_mirror(tmp_path, monkeypatch):
+def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(TokenizerError, match=r"only pytorch_model\.bin, a pickle.*from_pretrained\(\.\.\.\)\.save_pretrained"):
+        embedding.tables(from_model(tmp_path / "m"), V, L)
+
+
+def test_a_model_is_found_in_data_then_in_the_mirror(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIPELINE_ASSETS", str(tmp_path / "mirror"))
+    write_model(tmp_path / "mirror/models/small", {"wte.weight": table(7)})
+    with caplog.at_level("INFO"):
+        assert len(embedding.tables(from_model("me/small", revision="v2"), 2, L)[TOKENS]) == 7
+    assert "embedding.revision=v2 is not checked" in caplog.text
     write_model(tmp_path / "mirror/models/me/small", {"wte.weight": table(9)})
     assert len(embedding.tables(from_model("me/small"), 2, L)[TOKENS]) == 9
     write_model(tmp_path / "data/models/me/small", {"wte.weight": table(8)})
@@ -303,7 +313,8 @@ def test_offline_a_missing_model_names_every_place_within_seconds(tmp_path, monk
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: None)
     with pytest.raises(
-        TokenizerError, match=r"'me/gone'.*'data/models/me/gone', 'mirror/models/me/gone' nor on the Hub.*cannot be"
+        TokenizerError,
+        match=r"'me/gone'.*'data/models/me/gone', 'mirror/models/me/gone'.*, and the Hub: it cannot be.*embedding\.name=",
     ):
         embedding.tables(from_model("me/gone"), V, L)
 
@@ -336,7 +347,9 @@ def test_on_the_hub_the_revision_is_resolved_and_only_the_needed_file_downloaded
     monkeypatch.delenv("PIPELINE_ASSETS", raising=False)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, revision, timeout: info)
     monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda name, file, revision: (fetched.append((file, revision)), folder / file)[1]
+        huggingface_hub,
+        "hf_hub_download",
+        lambda name, file, revision, etag_timeout: (fetched.append((file, revision)), folder / file)[1],
     )
     e = from_model("some/model", revision="main")
     assert embedding.tables(e, V, L)[TOKENS].shape == (V, D)
@@ -500,7 +513,3 @@ def test_random_vectors_import_neither_torch_nor_the_hub_nor_pandas():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_the_examples_in_docstrings_are_true():
-    assert doctest.testmod(embedding) == (0, 2)

@@ -9,9 +9,12 @@ mirror. Each page runs in one empty folder, from top to bottom, first without th
 """
 
 import contextlib
+import doctest
+import importlib
 import io
 import logging
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -23,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
 from conftest import ROOT
 from pipeline import __version__, cli, errors, tools
 
@@ -143,6 +147,11 @@ def test_the_table_of_exit_codes_holds_the_code_of_every_error():
     for error in errors.PipelineError.__subclasses__():
         code = 130 if error is errors.Interrupted else error.exit_code
         assert re.search(rf"^\| {code}\b", readme, re.M), error
+
+
+@pytest.mark.parametrize("module", [module.name for module in pkgutil.iter_modules(pipeline.__path__, "pipeline.")])
+def test_the_examples_in_docstrings_are_true(module):
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from conftest import ROOT, composed
-from pipeline import cache, phase, steps
-from pipeline.errors import ConfigError, InputError
+from pipeline import cache, files, output, phase, steps
+from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.run import Outcome, run
 
 SMALL = ["window.context_length=16", "window.stride=8", "embedding.embedding_dim=4"]
@@ -78,12 +78,12 @@ def test_the_sample_becomes_a_dataset_that_datasets_pyarrow_and_torch_open(at):
 
 def test_the_output_carries_all_that_reproduces_it_and_no_path_time_or_host(at):
     outcome = ran(*SMALL)
-    manifest = cache.unseal(outcome.folder / "manifest.json")
+    manifest = files.unseal(outcome.folder / "manifest.json")
     assert set(manifest["ledger"]) == {"load", "tokenize", "encode", "window"}
     assert manifest["config"]["window"]["stride"] == 8 and "engine" not in manifest["config"]
     assert set(manifest["keys"]) == {"load", "tokenizer", "tokenize", "encode", "window", "embed"}
     for name, note in manifest["files"].items():
-        assert cache.hash_file(outcome.folder / name) == (note["bytes"], note["sha256"])
+        assert files.hash_file(outcome.folder / name) == (note["bytes"], note["sha256"])
     present = {str(p.relative_to(outcome.folder)) for p in outcome.folder.rglob("*") if p.is_file()}
     assert present == set(manifest["files"]) | {"manifest.json", "run.json"}
     assert {"tokenizer/tokenizer.json", "vocabulary.json", "embeddings.safetensors", "README.md", "documents.arrow"} <= present
@@ -195,13 +195,53 @@ def test_a_folder_that_is_not_ours_is_never_touched(at):
     assert [p.name for p in folder.iterdir()] == ["thesis.tex"] and not Path("data/cache").exists()
 
 
+def test_a_dataset_with_a_damaged_manifest_is_not_touched_and_not_called_foreign(at):
+    path = ran(*SMALL).folder / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b"sample", b"simple"))
+    with pytest.raises(ConfigError, match=r"damaged or foreign manifest\.json.*nothing was touched"):
+        ran(*SMALL)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_what_a_run_that_died_had_moved_aside_returns(at, monkeypatch, exchange):
+    """Killed between two renames, where the kernel cannot exchange two folders; notes of a person are in the older one."""
+    ran(*SMALL)
+    folder = Path("outputs/sample")
+    (folder / "notes.txt").write_text("mine")
+    aside = Path("outputs/.tmp/host~0~0~0/old/sample")
+    monkeypatch.setattr(output, "alive", lambda run: run.name != "host~0~0~0")
+    aside.parent.mkdir(parents=True)
+    folder.rename(aside)
+    if not exchange:
+        monkeypatch.setattr(output.ctypes, "CDLL", lambda *args, **options: None)
+    outcome = ran(*SMALL[:1], "window.stride=4", SMALL[2])
+    assert outcome.published and (folder / "notes.txt").read_text() == "mine"
+    assert not Path("outputs/.tmp").exists()
+
+
+def test_a_dataset_that_cannot_be_replaced_stays(at, monkeypatch):
+    digest = digests(ran(*SMALL).folder)
+    monkeypatch.setattr(output.ctypes, "CDLL", lambda *args, **options: None)
+    rename = os.rename
+
+    def refuse(old, new):
+        if Path(new) == Path("outputs/sample") and "new" in Path(old).parts:
+            raise OSError(5, "Input/output error")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(ResourceError, match="Input/output error"):
+        ran(*SMALL[:1], "window.stride=4", SMALL[2])
+    assert digests(Path("outputs/sample")) == digest and not Path("outputs/.tmp").exists()
+
+
 def test_jobs_of_a_sweep_live_inside_the_output_and_survive_a_run_of_their_parent(at):
     ran(*SMALL, job="window.stride=8")
     ran(*SMALL)
     ran("window.context_length=8", *SMALL[2:])
     inside = Path("outputs/sample/window.stride=8")
-    assert cache.unseal(inside / "manifest.json") is not None
-    assert cache.unseal(Path("outputs/sample/manifest.json"))["config"]["window"]["context_length"] == 8
+    assert files.unseal(inside / "manifest.json") is not None
+    assert files.unseal(Path("outputs/sample/manifest.json"))["config"]["window"]["context_length"] == 8
     assert not Path("outputs/.tmp").exists()
 
 
@@ -339,7 +379,7 @@ def test_a_fast_tokenizer_that_differs_on_this_corpus_is_never_served(at, monkey
     monkeypatch.setattr(steps, "_prove", lambda *args: differing)
     for _ in range(2):  # the second run finds what the first one made with the reference
         outcome = ran(*SMALL)
-        manifest = cache.unseal(outcome.folder / "manifest.json")
+        manifest = files.unseal(outcome.folder / "manifest.json")
         assert manifest["tokenizer"]["backend"] == "hf" and manifest["config"]["tokenizer"]["backend"] == "auto"
     assert "gives other IDs than the reference in 1 of 3 documents" in caplog.text
     assert len(list(Path("data/cache/tokenize").glob("*/manifest.json"))) == 1

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import backends, config, pretrained, tokenizer, training, unigram
+from pipeline import assets, backends, config, pretrained, tokenizer, training, unigram
 from pipeline.arrow import numbers
 from pipeline.config import Tokenizer as Settings
 from pipeline.errors import ConfigError, InputError, TokenizerError
@@ -302,6 +302,13 @@ def test_long_texts_become_passages_cut_before_white_space():
     assert "".join(passages) == text + "x" * 150_000
     assert max(map(len, passages)) <= training.PASSAGE
     assert all(passage[0] == " " for passage in passages[1:2])
+
+
+@pytest.mark.parametrize("space", ["\t", "\u3000", "\x85"])
+def test_words_between_white_space_of_any_kind_are_learned_whole(tmp_path, space):
+    words = [f"w{i}" for i in range(20_000)]
+    files = make(Settings(kind="words", vocab_size=None, min_frequency=1), texts(space.join(words)))
+    assert list(json.loads(files["vocabulary.json"]))[2:] == words
 
 
 # -- unigram ----------------------------------------------------------------------------------------------
@@ -624,7 +631,7 @@ def test_without_a_network_the_error_names_every_place_within_five_seconds(hub, 
         if state == "offline mode":
             monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         if state == "silence":
-            monkeypatch.setattr(pretrained, "HUB_SECONDS", 0.5)
+            monkeypatch.setattr(assets, "HUB_SECONDS", 0.5)
             hub(f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         with pytest.raises(TokenizerError) as caught:
@@ -645,7 +652,7 @@ def test_without_a_network_the_error_names_every_place_within_five_seconds(hub, 
 def test_a_look_up_that_heeds_no_timeout_is_given_up():
     started = time.monotonic()
     with pytest.raises(TimeoutError, match="no answer"):
-        pretrained._within(0.1, lambda: time.sleep(5))
+        assets.within(0.1, lambda: time.sleep(5))
     assert time.monotonic() - started < 2
 
 
@@ -887,7 +894,7 @@ def test_only_the_kinds_that_learn_must_see_the_corpus():
     assert [kind for kind in config.CHOICES["tokenizer.kind"] if tokenizer.trained(Settings(kind=kind))] == list(
         training.LEARNED
     )
-    assert set(config.CHOICES["tokenizer.kind"]) == {*training.KINDS, "pretrained"}
+    assert set(config.CHOICES["tokenizer.kind"]) == {*training.SPECIAL, "pretrained"}
 
 
 def test_a_wrong_backend_is_found_out(made, monkeypatch):
@@ -921,7 +928,7 @@ def test_every_choice_composes_into_the_settings(path):
     settings = omegaconf.OmegaConf.to_object(omegaconf.OmegaConf.merge(omegaconf.OmegaConf.structured(Settings), loaded))
     assert settings.kind in config.CHOICES["tokenizer.kind"]
     assert "_target_" not in path.read_text()
-    if settings.kind in training.KINDS:
+    if settings.kind in training.SPECIAL:
         assert "tokenizer.json" in make(settings, texts(*CORPUS))
 
 

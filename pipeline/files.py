@@ -1,0 +1,189 @@
+"""Files that are as they were written or count as absent: sealed JSON, hashes, what has reached the disk.
+
+A sealed file is canonical JSON with its own sha256 inside, re-serialised and compared on reading, so that a flip of
+any bit, white space included, makes it unreadable, which means absent.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import engine
+from pipeline.errors import IntegrityError, ResourceError, from_os_error
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1  # of everything sealed
+MANIFEST_LIMIT = 64 << 20  # bytes of JSON we are willing to parse
+
+Json = dict[str, Any]
+Stat = tuple[int, int, int, int]  # inode, bytes, mtime and ctime in ns
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, ASCII, indented by one."""
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256, as 64 hex digits, of the canonical JSON of `value`.
+
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def seal(value: Json) -> bytes:
+    """JSON that carries its schema's number and its own sha256, so that any changed bit shows."""
+    value = {"schema": SCHEMA, **value}
+    return canonical({**value, "sealed": digest(value)}).encode() + b"\n"
+
+
+def unseal(path: Path, links: bool = True) -> Json | None:
+    """The value in a sealed file, or None where it is missing or not as it was written.
+
+    Raises IntegrityError where it is whole but written by a newer version, or is a symbolic link and not `links`.
+    """
+    try:
+        with open(open_regular(path, links), "rb") as file:
+            data = file.read(MANIFEST_LIMIT + 1)
+        value = json.loads(data) if len(data) <= MANIFEST_LIMIT else None
+        if not isinstance(value, dict):
+            raise ValueError("not a sealed object")
+        body = {name: inner for name, inner in value.items() if name != "sealed"}
+        if data != canonical({**body, "sealed": digest(body)}).encode() + b"\n":
+            raise ValueError("not as it was written")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError) as error:
+        log.warning("ignoring %r: %s", str(path), error)
+        return None
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    schema = body.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise IntegrityError(f"{str(path)!r} was written by a newer version: upgrade, or use another cache.dir=.")
+    return body if schema == SCHEMA else None
+
+
+def open_regular(path: Path, links: bool = False) -> int:
+    """A descriptor for reading a regular file; follows a symbolic link only with `links`, never waits for a pipe.
+
+    Raises ValueError where it is something else, IntegrityError where it is a link.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise IntegrityError(f"{str(path)!r} is a symbolic link, which a cache never holds: remove it.") from error
+        if error.errno == errno.ENXIO:
+            raise ValueError("not a regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("not a regular file")
+    return handle
+
+
+def hash_file(file: Path | int) -> tuple[int, str]:
+    """Size in bytes and sha256 of a file (a path, or a descriptor, which is closed), read in pieces of 1 MiB."""
+    sha, size = hashlib.sha256(), 0
+    with open(file, "rb", buffering=0) as source:
+        piece = memoryview(bytearray(1 << 20))
+        while count := source.readinto(piece):
+            engine.checkpoint()
+            sha.update(piece[:count])
+            size += count
+    return size, sha.hexdigest()
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in a folder reach the disk, where the file system knows how."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what some network file systems say of folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Raise ResourceError where fewer than `needed` bytes are free at `path`, which need not exist yet."""
+    place = Path(os.path.abspath(path))
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ResourceError(
+            f"{str(path)!r}: this run needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. "
+            "Free space, or set cache.dir= and output.dir=."
+        )
+
+
+def stat_of(found: os.stat_result) -> Stat:
+    """What must stay the same for a file to count as unchanged."""
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn a failed system call into the error for a person, about the file that was to be."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
+class HashingFile:
+    """A new file that hashes what passes; pyarrow and anything else that writes bytes can write to it.
+
+    `target` is the file it will become, which errors name. Buffers are passed on, never copied.
+    """
+
+    def __init__(self, path: Path, target: Path) -> None:
+        # Mode 444: published files are not for editing. The umask has its say.
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        self._target = target
+        self._sha = hashlib.sha256()
+        self.bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Append bytes or a contiguous buffer; returns how many bytes. Raises ResourceError."""
+        with memoryview(data).cast("B") as view:
+            self._sha.update(view)
+            written = 0
+            with storing(self._target):
+                while written < len(view):
+                    written += os.write(self._handle, view[written:])
+            self.bytes += written
+            return written
+
+    def flush(self) -> None:
+        """Nothing is held back; only `finish` promises anything."""
+
+    def finish(self) -> Json:
+        """Flush to the disk and close. Returns {"bytes", "sha256"}. Raises ResourceError; a failed fsync is final."""
+        with storing(self._target):
+            os.fsync(self._handle)
+            self.closed = True
+            os.close(self._handle)
+        return {"bytes": self.bytes, "sha256": self._sha.hexdigest()}
+
+    def close(self) -> None:
+        """Close without a promise."""
+        if not self.closed:
+            self.closed = True
+            with contextlib.suppress(OSError):
+                os.close(self._handle)

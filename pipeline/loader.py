@@ -1,0 +1,225 @@
+"""Feeding a finished dataset to a training job: shuffled, shared out among ranks, resumable.
+
+    loader = open_dataset("outputs/verdict").loader(batch_size=8, seed=1)    # batches {"input_ids": [8, L], …}
+
+**The shuffle** is a permutation that is computed, not stored: `permute(k, n, keys)` gives the sample at position k
+of an epoch, in constant memory whatever n. See there.
+
+**Resuming.** The samples of all ranks and workers form one sequence, a pure function of (seed, epoch, position);
+the state is a position in it. So a job may go on with another batch size, world size or number of workers and sees
+every sample that was left, once, in the same order.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigError
+from pipeline.files import digest
+
+if TYPE_CHECKING:
+    from pipeline.dataset import Sample, WindowDataset
+
+ROUNDS = 6  # of the Feistel network; four are enough in theory (Luby and Rackoff 1988) where the halves are large
+POSITIONS_AT_ONCE = 8192  # permuted together, so that numpy's overhead is shared
+
+Ints = npt.NDArray[np.int64]
+
+
+class Loader:
+    """Batches of a dataset as one rank of a job sees them, from where the loader stands to the end of the epoch.
+
+    Step after step, `world_size * batch_size` consecutive positions of the epoch are shared out in order, rank 0
+    first. With n = 10 samples, batch_size 2 and 2 ranks:
+
+        position       0 1 2 3 | 4 5 6 7 | 8 9
+        rank           0 0 1 1 | 0 0 1 1 | 0 1          the rest is shared evenly (drop_last: not at all)
+        state "samples"        4         8     10
+
+    The sample at a position is `permute(position, n, keys(seed, epoch))`, or the position itself where `shuffle` is
+    off. Iterating goes on from where the last iteration stopped; at the end of an epoch the next one begins:
+
+        for epoch in range(loader.epoch, 3):
+            for batch in loader:
+                ...
+
+    Every rank's state is the same, so any rank's will do, for any world size. Batches that workers have read ahead
+    are not counted before they are given out.
+    """
+
+    def __init__(
+        self,
+        dataset: "WindowDataset",
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        shuffle: bool = True,
+        drop_last: bool | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """`drop_last` leaves out the last, smaller step; None means where there are several ranks, which must take
+        equally many steps. Raises ConfigError where a number cannot be, or an epoch would have no batch.
+        """
+        for name, value, least in (
+            ("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0), ("world_size", world_size, 1),
+            ("rank", rank, 0), ("num_workers", num_workers, 0),
+        ):  # fmt: skip
+            if value < least:
+                raise ConfigError(f"loader: {name}={value} is less than {least}.")
+        if rank >= world_size:
+            raise ConfigError(f"loader: rank={rank} must be less than world_size={world_size}.")
+        if not dataset.fixed:
+            raise ConfigError(
+                "loader: rows of window.mode=prefix differ in length; use torch's DataLoader with a collate_fn that pads."
+            )
+        self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, epoch
+        self.rank, self.world_size, self.num_workers, self.shuffle = rank, world_size, num_workers, shuffle
+        self.drop_last = world_size > 1 if drop_last is None else drop_last
+        self.pin_memory = pin_memory
+        self.samples = 0  # of this epoch, of all ranks, given out
+        if not len(self):
+            raise ConfigError(
+                f"loader: {len(dataset)} rows do not fill one step of world_size={world_size} times batch_size={batch_size}: "
+                "lower them, or set drop_last=False."
+            )
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, for this rank."""
+        whole, rest = divmod(len(self.dataset), self.batch_size * self.world_size)
+        return whole + (not self.drop_last and self._share(rest)[0] < self._share(rest)[1])
+
+    def __iter__(self) -> Iterator["Sample"]:
+        """The batches that are left of the epoch: dicts of tensors [batch_size, …]."""
+        from torch import Generator
+        from torch.utils.data import DataLoader
+
+        counts: deque[int] = deque()
+
+        def rows() -> Iterator[list[int]]:
+            for count, indices in self._steps():
+                counts.append(count)
+                yield indices.tolist()
+
+        if self.num_workers or self.pin_memory:
+            batches: Iterable[Sample] = DataLoader(
+                _Stacked(self.dataset),  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=rows(),
+                num_workers=self.num_workers,
+                pin_memory=self.pin_memory,
+                generator=Generator(),  # else it draws a seed from the job's own random numbers
+            )
+        else:
+            batches = map(self.dataset.batch, rows())
+        for batch in batches:
+            self.samples = counts.popleft()
+            yield batch
+        self.epoch, self.samples = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands, as integers: the seed, the epoch, and the samples of it that all ranks were given."""
+        return {"seed": self.seed, "epoch": self.epoch, "samples": self.samples, "shuffle": int(self.shuffle), **self._about()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to where another loader stood, whatever its batch size, world size and workers.
+
+        Raises ConfigError where that loader had another dataset or another order.
+        """
+        here = {"shuffle": int(self.shuffle), **self._about()}
+        for name, value in here.items():
+            if state.get(name) != value:
+                raise ConfigError(
+                    f"loader: the state is of another {name}: {state.get(name)}, here {value}; it cannot be resumed."
+                )
+        self.seed, self.epoch, self.samples = (int(state[name]) for name in ("seed", "epoch", "samples"))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch."""
+        self.epoch, self.samples = epoch, 0
+
+    def _about(self) -> dict[str, int]:
+        """What says that two datasets have the same rows: 60 bits of their files' hashes."""
+        notes = self.dataset.manifest["files"]
+        return {"dataset": int(digest([notes[name]["sha256"] for name in self.dataset.files])[:15], 16)}
+
+    def _share(self, count: int) -> tuple[int, int]:
+        """This rank's part of a step of `count` samples."""
+        return count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size
+
+    def _steps(self) -> Iterator[tuple[int, Ints]]:
+        """(samples of all ranks after the step, this rank's rows in it) for every step that is left."""
+        n, at, step = len(self.dataset), self.samples, self.batch_size * self.world_size
+        order = keys(self.seed, self.epoch)
+
+        def samples(positions: Ints) -> Ints:
+            return permute(positions.reshape(-1), n, order).reshape(positions.shape) if self.shuffle else positions
+
+        own = np.arange(*self._share(step), dtype=np.int64)
+        at_once = step * max(1, POSITIONS_AT_ONCE // self.batch_size)
+        last = at + (n - at) // step * step
+        for first in range(at, last, at_once):
+            starts = np.arange(first, min(last, first + at_once), step, dtype=np.int64)
+            yield from zip((starts + step).tolist(), samples(starts[:, None] + own), strict=True)
+        start, stop = self._share(n - last)
+        if start < stop and not self.drop_last:
+            yield n, samples(np.arange(last + start, last + stop, dtype=np.int64))
+
+
+class _Stacked:
+    """What DataLoader's workers see: an index is a list of rows, an item their batch."""
+
+    def __init__(self, dataset: "WindowDataset") -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, indices: list[int]) -> "Sample":
+        return self._dataset.batch(indices)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+
+def keys(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+    """The round keys of an epoch's shuffle, uint64."""
+    return np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(ROUNDS, np.uint64).astype(np.uint64)
+
+
+def permute(positions: Ints, n: int, keys: npt.NDArray[np.uint64]) -> Ints:
+    """The images of `positions` (int64, each below n) under a pseudo-random permutation of 0 … n - 1.
+
+    A Feistel network permutes the numbers of 2h bits, with h the least for which 4^h >= n: it splits a number in
+    halves and, once per key, replaces (left, right) by (right, left xor F(right, key)). That can be undone whatever
+    F is, so no two numbers meet. An image of n or more is permuted again until it is less (cycle walking: Black and
+    Rogaway, "Ciphers with Arbitrary Finite Domains", 2002), fewer than four times on average. F is the finalizer of
+    splitmix64. Memory is that of `positions`; nothing is stored per sample.
+
+    With n = 6, h = 2: the network permutes 0 … 15. With seed 1 in epoch 0 it takes 0 to 8, which is no sample, and
+    8 to 5, which is; it takes 2 to 4 at once:
+
+        position   0        1         2     3     4                                 5
+                   → 8 → 5  → 13 → 3  → 4   → 0   → 10 → 9 → 15 → 7 → 12 → 14 → 11 → 2   → 6 → 1
+
+    >>> permute(np.arange(6), 6, keys(seed=1, epoch=0)).tolist()
+    [5, 3, 4, 0, 2, 1]
+    """
+    half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+
+    def once(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        left, right = numbers >> half, numbers & mask
+        for key in keys:
+            mixed = right + key
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & mask)
+        return (left << half) | right
+
+    out = once(positions.astype(np.uint64))
+    while len(walking := np.flatnonzero(out >= n)):
+        out[walking] = once(out[walking])
+    return out.astype(np.int64)

@@ -1,0 +1,69 @@
+"""Folders of temporary files, each named after the run that owns it, so that those of dead runs can be told and swept."""
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import Interrupted
+from pipeline.files import digest
+
+DAY = 86_400  # seconds
+
+
+def _host() -> str:
+    """This machine since it started, and the process namespace: where a process number means something."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return digest(parts)[:16]
+
+
+def _process_start(pid: int) -> str:
+    """When a process started, in clock ticks since boot; empty where it is gone or unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def run_name(nth: int) -> str:
+    """The name of the folder of the calling process's run `nth`: machine, process, and when that started."""
+    return f"{_host()}~{os.getpid()}~{_process_start(os.getpid())}~{nth}"
+
+
+def alive(run: Path) -> bool:
+    """Is the process that owns a folder still there? A stranger is believed for a day after its last file."""
+    host, pid, start, *_ = [*run.name.split("~"), "", ""]
+    if host != _host():
+        return time.time() - run.stat().st_mtime < DAY
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _process_start(int(pid)) == start
+
+
+def sweep(folder: Path) -> None:
+    """Remove from a folder of temporary folders, each named after its run, those of dead runs."""
+    with contextlib.suppress(OSError):
+        for run in folder.iterdir():
+            with contextlib.suppress(OSError):
+                if not alive(run):
+                    shutil.rmtree(run, ignore_errors=True)
+
+
+def surely(clean: Callable[[], None]) -> None:
+    """Call what cleans up, and once more where a signal came meanwhile: Interrupted is raised once in a process."""
+    try:
+        clean()
+    except Interrupted:
+        clean()
+        raise
