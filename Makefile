@@ -10,7 +10,7 @@ run: $(INSTALLED)
 	$(BIN)/python -m pipeline
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m slow --timeout=900
