@@ -143,6 +143,18 @@ class Loader:
         """Go to the start of an epoch."""
         self.epoch, self.samples = epoch, 0
 
+    def rows_at(self, step: int) -> list[int]:
+        """The rows that this rank is given at a step of the epoch, counted from 0. Raises ConfigError beyond its last."""
+        at = self.samples
+        try:
+            self.samples = step * self.batch_size * self.world_size
+            rows = next(self._steps(), None) if 0 <= step < len(self) else None
+        finally:
+            self.samples = at
+        if rows is None:
+            raise ConfigError(f"loader: rank {self.rank} has steps 0 to {len(self) - 1} in an epoch, not {step}.")
+        return [int(row) for row in rows[1]]
+
     def _about(self) -> dict[str, int]:
         """What says that two datasets have the same rows: 60 bits of their files' hashes."""
         notes = self.dataset.manifest["files"]

@@ -142,11 +142,12 @@ def backend(folder: Path, requested: str) -> str:
 
 @lru_cache(maxsize=8)
 def open_tokenizer(folder: Path, backend: str, special_in_text: str) -> Tokenizer:
-    """The tokenizer in the folder of an entry, run by `backend`. The same object when called again.
+    """The tokenizer in the folder of an entry or of a finished dataset, run by `backend`. The same object when called again.
 
     `special_in_text` as in `vocabulary`: "token" lets a literal special token become the token.
     """
-    names = _json(folder / "vocabulary.json")
+    vocabulary = folder / "vocabulary.json"  # which in a finished dataset lies one folder above
+    names = _json(vocabulary if vocabulary.exists() else folder.parent / vocabulary.name)
     config = _json(folder / "tokenizer_config.json")
     roles = {role: names.get(token) for role, token in pretrained.declared(config, {}).items()}
     ids: dict[str, Any] = {f"{role}_id": roles.get(role) for role in ("eos", "bos", "pad", "cls", "sep")}
@@ -242,19 +243,20 @@ def _widths(tree: dict[str, Any], names: dict[str, int]) -> np.ndarray | None:
     vocab, letters = model["vocab"], backends.byte_letters()
     if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocab for byte in range(256)):
         return None
-    bytewise = _bytewise(tree)
-    if bytewise and all(letter in vocab for letter in letters):
+    in_letters = bytewise(tree)
+    if in_letters and all(letter in vocab for letter in letters):
         return None
     widths = np.zeros(max(names.values(), default=-1) + 1, np.int64)
     for name, i in names.items():
         name = name.removeprefix(model.get("continuing_subword_prefix") or "").removesuffix(
             model.get("end_of_word_suffix") or ""
         )
-        widths[i] = len(name) if bytewise else len("".join(name.replace("\u2581", " ").split()).encode())
+        widths[i] = len(name) if in_letters else len("".join(name.replace("\u2581", " ").split()).encode())
     return widths
 
 
-def _bytewise(tree: dict[str, Any]) -> bool:
+def bytewise(tree: dict[str, Any]) -> bool:
+    """Do letters of its tokens stand for bytes?"""
     return '"ByteLevel"' in json.dumps([tree["pre_tokenizer"], tree["normalizer"]])
 
 
@@ -302,7 +304,7 @@ def tokenize(
     tokenizer fails.
     """
     literals = Literals(tokenizer.special, tokenizer.special_in_text, tokenizer.leaking, sources)
-    document = _Pieces(tokenizer)
+    document = Pieces(tokenizer)
     for batch in batches:
         ends = flags(batch["ends"])
         whole = document.empty and bool(ends.all())
@@ -322,8 +324,8 @@ def tokenize(
             yield pa.record_batch(columns, schema=schema(tokenizer))
 
 
-class _Pieces:
-    """The text of a document that has arrived and is not tokenized yet."""
+class Pieces:
+    """The text of a document that has arrived in pieces and is not tokenized yet."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.cut, self.name = tokenizer.cut, tokenizer.folder.name
@@ -366,14 +368,14 @@ def _encode(tokenizer: Tokenizer, text: pa.StringArray, batch_size: int | None) 
     if not text_bytes(text):
         return np.zeros(0, np.uint32), np.zeros(len(text) + 1, np.int64)
     if tokenizer.core.name == "hf" and tokenizer.cut is not None:
-        pieces, rows = _cut_rows(text, tokenizer.cut)
+        pieces, rows = cut_rows(text, tokenizer.cut)
         if len(pieces) > len(text):
             ids, offsets = _call(tokenizer, pieces, batch_size)
             return ids, offsets[rows]
     return _call(tokenizer, text, batch_size)
 
 
-def _cut_rows(text: pa.StringArray, cut: Callable[[memoryview], int]) -> tuple[pa.StringArray, np.ndarray]:
+def cut_rows(text: pa.StringArray, cut: Callable[[memoryview], int]) -> tuple[pa.StringArray, np.ndarray]:
     """The same text with rows longer than LONG cut into several, and where each row of `text` begins among them."""
     offsets = row_offsets(text)
     edges, rows = [int(offsets[0])], [0]
@@ -424,7 +426,7 @@ def _spelled(tokenizer: Tokenizer, text: pa.StringArray) -> int:
     documents = text.to_pylist()
     if normalizer is not None and '"ByteLevel"' not in json.dumps(tree["normalizer"]):
         documents = [normalizer.normalize_str(document) for document in documents]
-    return sum(len((document if _bytewise(tree) else "".join(document.split())).encode()) for document in documents)
+    return sum(len((document if bytewise(tree) else "".join(document.split())).encode()) for document in documents)
 
 
 # -- proving one ------------------------------------------------------------------------------------------

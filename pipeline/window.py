@@ -230,6 +230,33 @@ def position(w: config.Window, lengths: np.ndarray, row: int) -> tuple[int, int]
     return begin + nth * _stride(w), min(begin + nth * _stride(w) + w.context_length + 1, end)
 
 
+def rows_at(w: config.Window, lengths: np.ndarray, first: int, stop: int) -> range:
+    """The rows that hold a position of [first, stop), as input or target: the inverse of `position`.
+
+    Rows follow the stream, so they are consecutive; none where the positions lie in no row. In `document` a row that was
+    cut counts with what was cut from it.
+
+    >>> rows_at(config.Window(context_length=4, stride=2), np.array([11]), 6, 7)
+    range(1, 4)
+    """
+    whole = np.array([lengths.sum()]) if _crosses(w) else lengths
+    counts, begins = _row_counts(w, whole), adjoin(whole)
+    first_row = adjoin(counts)
+    reach, step = w.context_length + 1, _stride(w) if w.mode == "sliding" else 1
+    back = w.context_length - 1 if w.mode == "prefix" else 0  # the row that ends L IDs later begins here
+
+    def at(position: int) -> tuple[int, int]:
+        """The first row that ends behind a position, and the one after the last that begins at or before it."""
+        document = int(np.searchsorted(begins, position, "right")) - 1
+        if w.mode == "document":
+            return document, document + 1
+        inside, rows = position - int(begins[document]), int(counts[document])
+        low, high = max(0, (inside - reach) // step + 1 + back), inside // step + 1 + back
+        return int(first_row[document]) + min(rows, low), int(first_row[document]) + min(rows, high)
+
+    return range(at(first)[0], at(stop - 1)[1])
+
+
 def _sliding(stream: Stream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray, nth: np.ndarray) -> list[pa.Array]:
     """Columns for window `nth` of the documents at [begin, end)."""
     length = plan.window.context_length

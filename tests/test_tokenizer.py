@@ -463,7 +463,7 @@ def test_the_reference_gets_long_rows_in_pieces_and_gives_the_same(made, monkeyp
     expected = {name: ids_of(opened(folder), [batch(rows).slice(1)]) for name, folder in made.items()}
     monkeypatch.setattr(tokenizer, "LONG", 64)
     for name, folder in made.items():
-        pieces, first = tokenizer._cut_rows(batch(rows).slice(1)["text"], opened(folder).cut)
+        pieces, first = tokenizer.cut_rows(batch(rows).slice(1)["text"], opened(folder).cut)
         assert len(pieces) > 8
         assert "".join(pieces.to_pylist()) == "".join(rows[1:])
         assert len(first) == len(rows)

@@ -1,0 +1,443 @@
+"""The thread from a row of a finished dataset back to the file, and from a phrase or a file to the rows.
+
+    step 3, rank 1 ──▶ row 17 ──▶ positions 34 to 39 of the stream
+                                   document 2: its IDs 6 to 9  ──▶ bytes 21 to 33 of its text ──▶ letters/two.txt
+                                   document 3: its IDs 0 to 2  ──▶ bytes 0 to 9 of its text   ──▶ …
+
+A document is read again from its file and tokenized again as a whole, in the pieces in which the pipeline takes it,
+by the reference tokenizer, which tells where in the text each token lies. The IDs must be those of the row, so a file
+that has changed since is noticed.
+
+Two ranges are given, and they are not the same. `text` counts bytes of UTF-8 within the document's text, which is what
+was tokenized: behind a byte-order mark, without a line's end, with JSON's escapes undone. `file` counts bytes of the
+file, and is given only where these very bytes stand there, as in plain text. `start` and `end` are always those of the
+document in its file: bytes (of its line, in JSONL), or rows of a Parquet file.
+"""
+
+import difflib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import backends, corpus, files, plan, tokenizer, window
+from pipeline import config as configs
+from pipeline.arrow import adjoin, flags, numbers, read_batches, string_bytes, to_numpy
+from pipeline.errors import ConfigError, IntegrityError, from_os_error
+from pipeline.pretrained import SLOW
+
+GAP = 1 << 20  # bytes or rows between two documents up to which one reading serves both
+FOUND = 1000  # places of a phrase, or documents of a file, that are followed
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive IDs of a row that belong to one document; see the module for `text` and `file`."""
+
+    document: int
+    path: str
+    start: int
+    end: int
+    first: int  # place of the first of the IDs among those of its document
+    ids: list[int]
+    text: Span | None  # None where there are only marks, or the tokenizer cannot tell
+    file: Span | None
+    words: str  # the text itself; where a range cuts a character, U+FFFD
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a phrase, a byte or a document was found."""
+
+    document: int
+    path: str
+    start: int
+    end: int
+    text: Span | None  # None for all of it
+    positions: Span  # in the stream
+    rows: range  # that hold all of it; where none does, those that hold a part
+
+
+class Finished:
+    """A finished dataset opened for looking at: manifest, vocabulary, documents, rows. Nothing of torch is needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        manifest = files.unseal(folder / "manifest.json")
+        if manifest is None:
+            raise ConfigError(
+                f"{str(folder)!r} is not a finished dataset of this pipeline: it has no manifest.json that is whole."
+            )
+        self.manifest = manifest
+        self.rows = int(manifest["rows"])
+        self.window: configs.Window = self._settings(configs.Window)
+        self.corpus: configs.Corpus = self._settings(configs.Corpus)
+
+    def _settings(self, group: Any) -> Any:
+        """A group of the recorded configuration, less what this version does not know."""
+        given = self.manifest["config"][group.__name__.lower()]
+        return group(**{name: value for name, value in given.items() if name in group.__dataclass_fields__})
+
+    def file(self, name: str) -> Path:
+        """The path of a file, once its bytes are those that the manifest names. Raises IntegrityError."""
+        note, path = self.manifest["files"].get(name), self.folder / name
+        try:
+            whole = note is not None and files.hash_file(path) == (note["bytes"], note["sha256"])
+        except FileNotFoundError:
+            whole = False
+        except OSError as error:
+            raise from_os_error(error, path) from error
+        if not whole:
+            raise IntegrityError(f"{str(path)!r} is not what its manifest says: run the pipeline again, it writes it anew.")
+        return path
+
+    @cached_property
+    def vocabulary(self) -> dict[int, str]:
+        """Tokens by ID."""
+        return {i: token for token, i in json.loads(self.file("vocabulary.json").read_text("utf-8")).items()}
+
+    @cached_property
+    def documents(self) -> dict[str, np.ndarray]:
+        """Of every document, int64 `[documents]`: `source`, `start`, `end`, `first` (position in the stream), `tokens`."""
+        batches = list(read_batches(self.file("documents.arrow")))
+        names = ("source", "start", "end", "first", "tokens")
+        return {name: np.concatenate([np.empty(0, np.int64), *(to_numpy(b[name]) for b in batches)]) for name in names}
+
+    @cached_property
+    def tokenizer(self) -> tokenizer.Tokenizer:
+        """The tokenizer, run by the reference implementation."""
+        self.file("vocabulary.json")
+        for name in self.manifest["files"]:
+            if name.startswith("tokenizer/"):
+                self.file(name)
+        special = self._settings(configs.Vocabulary).special_in_text
+        fast = "tokenizer/tokenizer.json" in self.manifest["files"]
+        return tokenizer.open_tokenizer(self.folder / "tokenizer", "hf" if fast else SLOW, special)
+
+    @cached_property
+    def spelt(self) -> np.ndarray | None:
+        """Bytes of text in each token, int64 `[V]`, where letters of tokens stand for bytes; else None."""
+        tree = backends.parse((self.folder / "tokenizer" / "tokenizer.json").read_bytes())
+        if not tokenizer.bytewise(tree):
+            return None
+        widths = np.zeros(self.tokenizer.size, np.int64)
+        for i, token in self.vocabulary.items():
+            widths[i] = len(token)
+        for token in tree["added_tokens"]:
+            widths[token["id"]] = len(token["content"].encode())
+        return widths
+
+    @property
+    def marks(self) -> tuple[bool, bool]:
+        """Has every document a begin mark, an end mark?"""
+        counts = self.manifest["ledger"]["encode"]
+        return bool(counts["bos"]), bool(counts["eos"])
+
+    # -- rows and documents
+
+    def place(self, row: int) -> int:
+        """A row's number, counted from the front. Raises ConfigError where there is no such row."""
+        if not -self.rows <= row < self.rows:
+            raise ConfigError(f"row {row}: {str(self.folder)!r} has rows 0 to {self.rows - 1}.")
+        return row % self.rows
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The columns of one row, less `embeddings`."""
+        left = self.place(index)
+        for name in sorted(n for n in self.manifest["files"] if n.startswith("data-")):
+            if left >= self.manifest["files"][name]["rows"]:
+                left -= self.manifest["files"][name]["rows"]
+                continue
+            for batch in read_batches(self.file(name)):
+                if left < len(batch):
+                    return {column: batch[column][left].as_py() for column in batch.schema.names if column != "embeddings"}
+                left -= len(batch)
+        raise IntegrityError(f"{str(self.folder)!r} holds fewer rows than its manifest says.")
+
+    def span(self, row: int) -> Span:
+        """The positions of the stream that a row holds, its last target included: [first, stop)."""
+        first, stop = window.position(self.window, self.documents["tokens"], self.place(row))
+        if self.window.mode == "document":  # a row may hold the head of its document only
+            special = self.manifest["ledger"]["window"]["special"] // max(1, self.rows)
+            stop = min(stop, first + self.window.context_length - special)
+        return first, stop
+
+    def between(self, first: int, stop: int) -> range:
+        """The documents that the positions [first, stop) lie in."""
+        low, high = np.searchsorted(self.documents["first"], [first, max(first, stop - 1)], "right").tolist()
+        return range(low - 1, high)
+
+    def path(self, document: int) -> str:
+        """The file of a document, as the manifest names it."""
+        return str(self.manifest["sources"][int(self.documents["source"][document])]["path"])
+
+    def where(self, document: int) -> str:
+        """A document's place in its file, in words."""
+        start, end = (int(self.documents[name][document]) for name in ("start", "end"))
+        return f"{self.path(document)!r} {'rows' if self.corpus.format == 'parquet' else 'bytes'} {start:,} to {end:,}"
+
+    # -- text and tokens of documents
+
+    def locate(self, source: int) -> Path:
+        """Where an input file lies today. Raises ConfigError where it is gone."""
+        name = str(self.manifest["sources"][source]["path"])
+        for place in (Path(name).expanduser(), *(place / name for place in plan.data_dirs())):
+            if place.is_file():
+                return place
+        raise ConfigError(f"the input file {name!r} is gone, or lies elsewhere: call this in the folder of the run.")
+
+    def changed(self, document: int) -> IntegrityError:
+        """The error for a file that no longer holds what was prepared."""
+        return IntegrityError(f"{self.where(document)}: the file no longer holds document {document}; it has changed since.")
+
+    def read(self, documents: range) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+        """Documents from their files, in order: the number of the document of each row, int64 `[rows]`, and the rows.
+
+        The rows are those of the stage `load`: a long document comes in several. Raises IntegrityError where a file
+        does not hold them any more.
+        """
+        start, end, source = (self.documents[name] for name in ("start", "end", "source"))
+        own, before = slice(documents.start + 1, documents.stop), slice(documents.start, documents.stop - 1)
+        gaps = start[own] - end[before]
+        apart = (source[own] != source[before]) | (gaps < 0) | (gaps > GAP)
+        edges = [documents.start, *(np.flatnonzero(apart) + documents.start + 1).tolist(), documents.stop]
+        for begin, run in itertools.pairwise(edges) if documents else ():
+            path = self.locate(int(source[begin]))
+            low, high = (int(start[begin]), int(end[run - 1])) if plan.is_utf8(self.corpus) else (0, path.stat().st_size)
+            part = plan.Part(int(source[begin]), str(path), low, high, high - low, "", plan.file_stat(str(path)))
+            whole = 0
+            for batch in corpus.load(plan.Shard(0, (part,)), self.corpus, Counter()):
+                at = to_numpy(batch["start"])
+                number = np.searchsorted(start[begin:run], at) + begin
+                known = np.flatnonzero((number < run) & (start[np.minimum(number, run - 1)] == at))
+                if len(known):
+                    rows = batch if len(known) == len(batch) else batch.take(numbers(known))
+                    whole += int(flags(rows["ends"]).sum())
+                    yield number[known], rows
+            if whole != run - begin:
+                raise self.changed(begin)
+
+    def tokens(self, documents: range) -> Iterator[tuple[int, bytes, np.ndarray, np.ndarray]]:
+        """Documents tokenized again: (document, some of its text, the IDs of that text, their edges), in order.
+
+        IDs are uint32 `[n]`; edges are int64 `[n, 2]`, the bytes in which each token lies, counted from the beginning
+        of that piece of text. Nothing where a tokenizer cannot tell.
+        """
+        tok = self.tokenizer
+        if tok.core.name == SLOW:
+            return
+        pieces = tokenizer.Pieces(tok)
+        for numbered, batch in self.read(documents):
+            for row, ends in enumerate(flags(batch["ends"]).tolist()):
+                text = pieces.take(batch["text"].slice(row, 1), ends)
+                for piece in tokenizer.cut_rows(text, tok.cut)[0] if tok.cut else text:
+                    data = piece.as_buffer().to_pybytes()
+                    yield int(numbered[row]), data, *self._edges(data)
+
+    def _edges(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """The IDs of a text and their edges.
+
+        Tokens whose letters stand for bytes are as long as they are spelt, also where they cut a character; of any
+        other the reference tells the characters.
+        """
+        encoding = self.tokenizer.core.tokenizer.encode(data.decode(), add_special_tokens=False)  # type: ignore[attr-defined]
+        ids = np.array(encoding.ids, np.uint32)
+        if self.spelt is not None and int(self.spelt[ids].sum()) == len(data):
+            borders = adjoin(self.spelt[ids])
+            return ids, np.stack([borders[:-1], borders[1:]], 1)
+        characters = np.append(np.flatnonzero((np.frombuffer(data, np.uint8) & 0xC0) != 0x80), len(data))
+        return ids, characters[np.array(encoding.offsets, np.int64).reshape(-1, 2)]
+
+    def in_file(self, document: int, text: Span, words: bytes) -> Span | None:
+        """Where in its file a range of a document's text stands as it is; None where it does not."""
+        if self.corpus.format != "text" or not plan.is_utf8(self.corpus):
+            return None
+        start = int(self.documents["start"][document]) + text[0]
+        with open(self.locate(int(self.documents["source"][document])), "rb") as file:
+            file.seek(start)
+            return (start, start + len(words)) if file.read(len(words)) == words else None
+
+
+# -- from a row -------------------------------------------------------------------------------------------
+
+
+def trace(dataset: Finished, row: int) -> list[Piece]:
+    """The documents of a row, in order, with the bytes of each whose tokenization gave the row's IDs.
+
+    The IDs of the pieces end to end are the row's: its `input_ids` and its last target. Padding, and the special
+    tokens around a row (`window.special_tokens`), belong to no document. Raises ConfigError where there is no such
+    row or a file is gone, IntegrityError where one has changed since.
+    """
+    first, stop = dataset.span(row)
+    begin, end = dataset.marks
+    wanted: dict[int, Span] = {}  # of each document, which of its IDs
+    for document in dataset.between(first, stop):
+        origin, length = (int(dataset.documents[name][document]) for name in ("first", "tokens"))
+        span = (max(0, first - origin), min(stop - origin, length))
+        if span[0] < span[1]:
+            wanted[document] = span
+    ids: dict[int, list[int]] = {document: [] for document in wanted}
+    text: dict[int, Span] = {}
+    words = dict.fromkeys(wanted, b"")
+    current, count, at = -1, 0, 0  # of the document: itself, IDs and bytes that came before
+    documents = range(min(wanted), max(wanted) + 1) if wanted else range(0)
+    for document, data, tokens, edges in dataset.tokens(documents):
+        if document != current:
+            current, count, at = document, int(begin), 0
+        low, high = (min(max(0, place - count), len(tokens)) for place in wanted.get(document, (0, 0)))
+        if low < high:
+            left, right = int(edges[low:high, 0].min()), int(edges[low:high, 1].max())
+            text[document] = (text.get(document, (at + left, 0))[0], at + right)
+            words[document] += data[left:right]
+            ids[document] += tokens[low:high].tolist()
+        count, at = count + len(tokens), at + len(data)
+    tok = dataset.tokenizer
+    pieces = []
+    for document, (low, high) in wanted.items():
+        length = int(dataset.documents["tokens"][document])
+        told = [*[tok.bos_id] * (begin and low == 0), *ids[document], *[tok.eos_id] * (end and high == length)]
+        if len(told) != high - low and tok.core.name != SLOW:
+            raise dataset.changed(document)
+        part = text.get(document)
+        pieces.append(
+            Piece(
+                document=document,
+                path=dataset.path(document),
+                start=int(dataset.documents["start"][document]),
+                end=int(dataset.documents["end"][document]),
+                first=low,
+                ids=[int(i or 0) for i in told],
+                text=part,
+                file=dataset.in_file(document, part, words[document]) if part else None,
+                words=words[document].decode(errors="replace"),
+            )
+        )
+    _require_same(dataset, row, pieces)
+    return pieces
+
+
+def _require_same(dataset: Finished, row: int, pieces: list[Piece]) -> None:
+    """Raise IntegrityError where the pieces do not give the row: a file has changed since."""
+    columns = dataset.row(row)
+    kept = columns["input_ids"] + columns.get("target_ids", [])[-1:]
+    ids = [i for piece in pieces for i in piece.ids]
+    places = range(len(kept)) if dataset.window.mode == "document" else range(1)  # special tokens may stand before it
+    if dataset.tokenizer.core.name != SLOW and not any(kept[at : at + len(ids)] == ids for at in places):
+        raise dataset.changed(pieces[0].document)
+
+
+def rows_of_step(
+    folder: Path,
+    step: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = True,
+) -> list[int]:
+    """The rows that `open_dataset(folder).loader(...)` gives a rank at a step, from 0, of an epoch."""
+    from pipeline.dataset import open_dataset
+
+    opened = open_dataset(folder, verify="sizes")
+    return opened.loader(batch_size, seed, epoch=epoch, rank=rank, world_size=world_size, shuffle=shuffle).rows_at(step)
+
+
+# -- to the rows ------------------------------------------------------------------------------------------
+
+
+def find(dataset: Finished, phrase: str) -> Iterator[Place]:
+    """Where a phrase stands in the documents, and the rows that hold it; at most FOUND places."""
+    if not phrase:
+        raise ConfigError("the phrase is empty.")
+    for nth, (document, span) in enumerate(_matches(dataset, phrase.encode())):
+        if nth == FOUND:
+            return
+        yield _place(dataset, document, span)
+
+
+def find_file(dataset: Finished, path: str, at: int | None = None) -> Iterator[Place]:
+    """The documents of a file and the rows that hold them, at most FOUND; or what lies at byte (Parquet: row) `at` of it.
+
+    Raises ConfigError where the dataset was not made from such a file, or no document lies there.
+    """
+    names = [source["path"] for source in dataset.manifest["sources"]]
+    chosen = [i for i, name in enumerate(names) if path == name or Path(path).absolute() == Path(name).absolute()]
+    if not chosen:
+        near = difflib.get_close_matches(path, names, 3, 0.3)
+        raise ConfigError(f"no input file is called {path!r}." + (f" Nearest: {', '.join(map(repr, near))}." if near else ""))
+    columns = dataset.documents
+    here = np.flatnonzero(np.isin(columns["source"], chosen))
+    if at is None:
+        yield from (_place(dataset, document, None) for document in here[:FOUND].tolist())
+        return
+    here = here[(columns["start"][here] <= at) & (at < columns["end"][here])]
+    if not len(here):
+        raise ConfigError(f"{path!r}: {at} lies in no document, but in a line's end, a mark, or what was dropped.")
+    inside = at - int(columns["start"][here[0]])
+    with open(dataset.locate(chosen[0]), "rb") as file:
+        file.seek(at)
+        same = dataset.in_file(int(here[0]), (inside, inside + 1), file.read(1))
+    yield _place(dataset, int(here[0]), (inside, inside + 1) if same else None)
+
+
+def _matches(dataset: Finished, phrase: bytes) -> Iterator[tuple[int, Span]]:
+    """Every place of a phrase, as (document, range of its text)."""
+    current, tail, at = -1, b"", 0  # of a document that goes on: itself, its last bytes, where they begin
+    for numbered, batch in dataset.read(range(len(dataset.documents["first"]))):
+        data, offsets = string_bytes(batch["text"])
+        joined, ends = bytes(data), flags(batch["ends"])
+        if int(numbered[0]) == current:  # then the batch is one row
+            joined, offsets = tail + joined, np.array([0, len(tail) + len(joined)])
+        else:
+            tail, at = b"", 0
+        place = joined.find(phrase)
+        while place >= 0:
+            row = int(np.searchsorted(offsets, place, "right")) - 1
+            if place + len(phrase) <= offsets[row + 1]:
+                left = place - int(offsets[row]) + at
+                yield int(numbered[row]), (left, left + len(phrase))
+            place = joined.find(phrase, place + 1)
+        current = -1 if ends[-1] else int(numbered[-1])
+        kept = min(len(joined), len(phrase) - 1)
+        tail, at = joined[len(joined) - kept :], at + len(joined) - kept
+
+
+def _place(dataset: Finished, document: int, span: Span | None) -> Place:
+    """A range of a document's text, or all of it, as a place in the stream and in rows."""
+    columns = dataset.documents
+    first, length = int(columns["first"][document]), int(columns["tokens"][document])
+    positions, count, at = (first, first + length), int(dataset.marks[0]), 0
+    inside: list[int] = []
+    for _, data, tokens, edges in dataset.tokens(range(document, document + 1)):
+        if span is None:
+            break
+        hit = np.flatnonzero((edges[:, 0] + at < span[1]) & (edges[:, 1] + at > span[0]))
+        inside += [count + int(hit[0]), count + int(hit[-1]) + 1] if len(hit) else []
+        count, at = count + len(tokens), at + len(data)
+    if inside:
+        positions = (first + inside[0], first + inside[-1])
+    rows = range(0)
+    if positions[0] < positions[1]:
+        rows = window.rows_at(dataset.window, columns["tokens"], *positions)
+        ends = [window.rows_at(dataset.window, columns["tokens"], p, p + 1) for p in (positions[0], positions[1] - 1)]
+        whole = range(max(end.start for end in ends), min(end.stop for end in ends))  # a row is one stretch of the stream
+        rows = whole if len(whole) else rows
+    return Place(
+        document=document,
+        path=dataset.path(document),
+        start=int(columns["start"][document]),
+        end=int(columns["end"][document]),
+        text=span,
+        positions=positions,
+        rows=rows,
+    )
