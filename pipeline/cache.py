@@ -540,7 +540,7 @@ def explain(old: Json, new: Entry, known: dict[str, Entry], prefix: str = "") ->
         if source and earlier:
             lines += explain(earlier, source, known, f"{stage}: ")
         else:
-            lines.append(f"{prefix}{name} {_short(was)} → {_short(now)}")
+            lines.append(f"{prefix}{name} {shortened(was)} → {shortened(now)}")
     return list(dict.fromkeys(lines))  # two stages may have read from the same changed one
 
 
@@ -556,7 +556,8 @@ def _mtime(path: Path) -> float:
     return 0.0
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value as JSON, of at most forty characters."""
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,64}", value):
         return value[:8] + "…"
     text = json.dumps(value, ensure_ascii=False)

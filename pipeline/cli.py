@@ -46,7 +46,7 @@ Examples:
   -m, --multirun       sweep: a value with commas makes one job each; earlier stages are shared
   --hydra-help         Hydra's own flags; tab completion: eval "$(pipeline -sc install=bash)"
 
-What came out: pipeline-tools show | cache ls | cache why | cache verify | cache gc
+What came out: pipeline-tools show | trace | why | diff | doctor | cache ls | cache verify | cache gc
 """
 
 

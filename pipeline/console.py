@@ -61,6 +61,16 @@ def say(text: str) -> None:
         raise from_os_error(error, "standard output") from error
 
 
+def draw(text: Any) -> None:
+    """Print a `rich.text.Text` to stdout: in colour on a terminal (unless NO_COLOR is set), plain elsewhere."""
+    if not sys.stdout.isatty():
+        say(text.plain)
+        return
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(text)
+
+
 def printable(text: str) -> str:
     """The text with control characters escaped, so that a file name cannot write to the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

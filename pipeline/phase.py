@@ -155,7 +155,7 @@ class Line:
         own = [reason for reason in reasons if reason.partition(": ")[0] not in told]
         own.sort(key=lambda reason: " null" in reason)  # what only one of two kinds has says least
         upstream = [stage for stage in dict.fromkeys(reason.partition(": ")[0] for reason in reasons) if stage in told]
-        more = [f"{len(own) - 3} more (cache why)"] if len(own) > 3 else []
+        more = [f"{len(own) - 3} more (pipeline-tools why)"] if len(own) > 3 else []
         return ", ".join(own[:3] + more + upstream)
 
     def fulfil(

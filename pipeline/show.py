@@ -1,137 +1,234 @@
-"""One row of a finished dataset as a person reads it.
+"""What lies in a finished dataset, as a person reads it: a row, a document, a token, the rows of a stage.
 
-python -m scripts.show outputs/verdict --row 3
+    python -m pipeline.tools show outputs/verdict --row 3
+    python -m pipeline.tools show outputs/verdict --document 0
+    python -m pipeline.tools show outputs/verdict --token women
+    python -m pipeline.tools show outputs/verdict --stage tokenize
+
+Each function gives a `rich.text.Text`: in colour on a terminal, where equal tokens have equal colours, plain in a pipe
+(`.plain`). Whatever a text holds, no control character of it reaches the terminal.
 """
 
-import json
-import os
 import shutil
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import console, files, window
-from pipeline.arrow import read_batches, to_numpy
-from pipeline.config import Window
-from pipeline.errors import ConfigError, IntegrityError, from_os_error
+from pipeline import console, window
+from pipeline.arrow import flags, list_values, read_batches, string_bytes, to_numpy
+from pipeline.errors import ConfigError
+from pipeline.output import in_order
+from pipeline.phase import file_name
+from pipeline.trace import Finished
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 SPACES = str.maketrans({"Ġ": "·", "Ċ": "⏎", "ĉ": "→", "▁": "·"})  # how byte-level and SentencePiece tokens spell white space
+COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")  # of the sixteen that every terminal maps to its theme
+MOST = 2000  # bytes or tokens of a document that are drawn
+FEW = 5  # rows of a stage, places of a token
 
 
-class Shown:
-    """A finished dataset opened for looking at: manifest, vocabulary, documents, rows. Nothing of torch is needed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        manifest = files.unseal(folder / "manifest.json")
-        if manifest is None:
-            raise ConfigError(
-                f"{str(folder)!r} is not a finished dataset of this pipeline: it has no manifest.json that is whole."
-            )
-        self.manifest = manifest
-        known = {f: manifest["config"]["window"][f] for f in Window.__dataclass_fields__ if f in manifest["config"]["window"]}
-        self.window = Window(**known)
-        self.vocabulary = {i: token for token, i in json.loads(self.file("vocabulary.json").read_text("utf-8")).items()}
-        self.documents = pa.Table.from_batches(list(read_batches(self.file("documents.arrow"))))
-
-    def file(self, name: str) -> Path:
-        """The path of a file, once its bytes are those that the manifest names. Raises IntegrityError."""
-        note, path = self.manifest["files"].get(name), self.folder / name
-        try:
-            whole = note is not None and files.hash_file(path) == (note["bytes"], note["sha256"])
-        except FileNotFoundError:
-            whole = False
-        except OSError as error:
-            raise from_os_error(error, path) from error
-        if not whole:
-            raise IntegrityError(f"{str(path)!r} is not what its manifest says: run the pipeline again, it writes it anew.")
-        return path
-
-    def row(self, index: int) -> dict[str, Any]:
-        """The columns of one row. Raises ConfigError where there is no such row."""
-        rows = self.manifest["rows"]
-        if not -rows <= index < rows:
-            raise ConfigError(f"--row {index}: the dataset has rows 0 to {rows - 1}.")
-        left = index % rows
-        for name in sorted(n for n in self.manifest["files"] if n.startswith("data-")):
-            if left >= self.manifest["files"][name]["rows"]:
-                left -= self.manifest["files"][name]["rows"]
-                continue
-            for batch in read_batches(self.file(name)):
-                if left < len(batch):
-                    return {column: batch[column][left].as_py() for column in batch.schema.names if column != "embeddings"}
-                left -= len(batch)
-        raise IntegrityError(f"{str(self.folder)!r} holds fewer rows than its manifest says.")
-
-    def origin(self, index: int) -> list[str]:
-        """Where a row's text came from: file and byte range of each document that it touches."""
-        lengths, starts = (np.concatenate([*map(to_numpy, self.documents[name].chunks)]) for name in ("tokens", "first"))
-        first, stop = window.position(self.window, lengths, index % self.manifest["rows"])
-        low = int(np.searchsorted(starts, first, "right")) - 1
-        high = int(np.searchsorted(starts, stop - 1, "right")) - 1
-        lines = [f"stream positions {first:,} to {stop:,}"]
-        for document in range(low, min(high, low + 8) + 1):
-            where = {name: self.documents[name][document].as_py() for name in ("source", "start", "end")}
-            path = self.manifest["sources"][where["source"]]["path"]
-            unit = "rows" if path.endswith(".parquet") else "bytes"
-            lines.append(f"document {document:,}: {path!r} {unit} {where['start']:,} to {where['end']:,}")
-        if high > low + 8:
-            lines.append(f"and {high - low - 8} more documents")
-        return lines
-
-    def token(self, i: int) -> str:
-        """The token of an ID, fit for a terminal."""
-        return console.printable(self.vocabulary.get(i, f"[{i}]").translate(SPACES))
-
-    def decode(self, ids: list[int]) -> str:
-        """IDs as text, special tokens included."""
-        from tokenizers import Tokenizer
-
-        reader = Tokenizer.from_file(str(self.file("tokenizer/tokenizer.json")))
-        return str(reader.decode(ids, skip_special_tokens=False))
+def show(
+    folder: Path,
+    row: int | None = None,
+    document: int | None = None,
+    token: str | None = None,
+    stage: str | None = None,
+    cache_dir: Path = Path("data/cache"),
+    width: int | None = None,
+) -> "Text":
+    """What is asked for, the first row where nothing is. Raises ConfigError where there is no such thing."""
+    dataset, width = Finished(folder), width or shutil.get_terminal_size((100, 24)).columns
+    if document is not None:
+        return draw_document(dataset, document, width)
+    if token is not None:
+        return draw_token(dataset, token)
+    if stage is not None:
+        return draw_stage(dataset, stage, cache_dir, width)
+    return draw_row(dataset, row or 0, width)
 
 
-def show(folder: Path, index: int, width: int | None = None) -> str:
-    """A row drawn for a terminal: token strings and IDs, each target beneath the input that it follows."""
-    shown = Shown(folder)
-    row = shown.row(index)
-    width = width or shutil.get_terminal_size((100, 24)).columns
+def spelt(dataset: Finished, i: int) -> str:
+    """The token of an ID, fit for a terminal."""
+    return console.printable(dataset.vocabulary.get(i, f"[{i}]").translate(SPACES))
+
+
+def colour(i: int) -> str:
+    """Of a token: equal ones have equal colours."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def draw_row(dataset: Finished, index: int, width: int) -> "Text":
+    """A row: token strings and IDs, each target beneath the input that it follows, and where they came from."""
+    from rich.text import Text
+
+    row, place = dataset.row(index), dataset.place(index)
     inputs, targets = row["input_ids"], row.get("target_ids")
-    out = [
-        f"row {index % shown.manifest['rows']:,} of {shown.manifest['rows']:,} in {os.fspath(folder)}",
-        *shown.origin(index),
-        "",
-    ]
-    lines = {"input": [shown.token(i) for i in inputs], "id": [str(i) for i in inputs]}
+    first, stop = dataset.span(index)
+    out = Text().append(f"row {place:,} of {dataset.rows:,} in {console.printable(str(dataset.folder))}\n", "bold")
+    out.append(f"stream positions {first:,} to {stop:,}\n")
+    documents = dataset.between(first, stop)
+    for document in documents[:9]:
+        out.append(f"document {document:,}: {console.printable(dataset.where(document))}\n")
+    if len(documents) > 9:
+        out.append(f"and {len(documents) - 9} more documents\n")
+    lines = {"input": inputs, "id": [str(i) for i in inputs]}
     if targets is not None:
-        shift = len(inputs) - len(targets)
-        lines["target"] = [""] * shift + [shown.token(i) for i in targets]
-        lines["id "] = [""] * shift + [str(i) for i in targets]
-    for name in ("attention_mask", "token_type_ids"):
-        if name in row:
-            lines[name.split("_")[0]] = [str(v) for v in row[name]]
-    out += _columns(lines, width)
-    out += ["", "text:", *("  " + console.printable(t) for t in shown.decode(inputs).splitlines())]
-    return "\n".join(out)
+        shift = [""] * (len(inputs) - len(targets))
+        lines |= {"target": [*shift, *targets], "id ": [*shift, *(str(i) for i in targets)]}
+    lines |= {name.split("_")[0]: [str(v) for v in row[name]] for name in ("attention_mask", "token_type_ids") if name in row}
+    out.append("\n")
+    out.append_text(_columns(dataset, lines, width))
+    out.append("\ntext:")
+    for line in dataset.decode(inputs).split("\n"):
+        out.append(f"\n  {console.printable(line)}")
+    return out
 
 
-def _columns(lines: dict[str, list[str]], width: int) -> list[str]:
-    """Named rows of cells, aligned, folded at `width`."""
+def draw_document(dataset: Finished, document: int, width: int) -> "Text":
+    """A document: where it came from, the rows that hold it, its text and its tokens."""
+    from rich.text import Text
+
+    count = len(dataset.documents["first"])
+    if not 0 <= document < count:
+        raise ConfigError(f"document {document}: the dataset has documents 0 to {count - 1}.")
+    first, tokens = (int(dataset.documents[name][document]) for name in ("first", "tokens"))
+    rows = window.rows_at(dataset.window, dataset.documents["tokens"], first, first + tokens) if tokens else range(0)
+    out = Text().append(f"document {document:,} of {count:,}: {console.printable(dataset.where(document))}\n", "bold")
+    out.append(f"{console.counted(tokens, 'ID')} at stream positions {first:,} to {first + tokens:,}, {_rows(rows)}\n\n")
+    text, ids = b"", []
+    for _, batch in dataset.read(range(document, document + 1)):
+        text += bytes(string_bytes(batch["text"])[0][:MOST])
+        if len(text) > MOST:
+            break
+    for line in text[:MOST].decode(errors="ignore").split("\n"):
+        out.append(f"  {console.printable(line)}\n")
+    for _, _, found, _ in dataset.tokens(range(document, document + 1)):
+        ids += found[:MOST].tolist()
+        if len(ids) > MOST // 8:
+            break
+    out.append("  …\n\n" if len(text) > MOST else "\n")
+    out.append_text(_columns(dataset, {"token": ids[: MOST // 8], "id": [str(i) for i in ids[: MOST // 8]]}, width))
+    return out
+
+
+def draw_token(dataset: Finished, token: str) -> "Text":
+    """A token, by its string (as the vocabulary or as we spell it) or its ID: what it is, and where it stands."""
+    from rich.text import Text
+
+    numbers = {name: i for i, name in dataset.vocabulary.items()}
+    i = numbers.get(token, numbers.get(token.replace("·", "Ġ"), numbers.get(token.replace("·", "▁"))))
+    if i is None and token.isdecimal():
+        i = int(token)
+    if i not in dataset.vocabulary:
+        import difflib
+
+        near = difflib.get_close_matches(token, [name.translate(SPACES) for name in numbers], 3)
+        hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+        raise ConfigError(f"{token!r} is no token and no ID of this vocabulary of {len(numbers):,}.{hint}")
+    out = Text().append("token ", "bold").append(spelt(dataset, i), f"bold {colour(i)}").append(f"  ID {i:,}", "bold")
+    out.append(" of {:,}{}\n".format(len(numbers), ", special" if dataset.vocabulary[i] in dataset.tokenizer.special else ""))
+    places: list[tuple[int, int]] = []
+    rows = 0
+    for start, ids in _inputs(dataset):
+        hits = np.argwhere(ids == i)
+        rows += len(np.unique(hits[:, 0]))
+        places += [(start + int(row), int(at)) for row, at in hits[: FEW - len(places)]]
+    out.append(f"an input of {console.counted(rows, 'row')} of {dataset.rows:,}")
+    for row, at in places:
+        around = dataset.row(row)["input_ids"][max(0, at - 6) : at + 7]
+        out.append(f"\n  row {row:,} place {at:,}: ")
+        for place, other in enumerate(around, max(0, at - 6)):
+            out.append(spelt(dataset, other) + " ", f"bold {colour(i)}" if place == at else "")
+    out.rstrip()
+    return out
+
+
+def _inputs(dataset: Finished) -> Iterator[tuple[int, np.ndarray]]:
+    """The inputs of all rows, a batch at a time: (number of its first row, IDs [rows, L]); one ID a row where they differ."""
+    row = 0
+    for name in sorted(n for n in dataset.manifest["files"] if n.startswith("data-")):
+        for batch in read_batches(dataset.file(name)):
+            column = batch["input_ids"]
+            if pa.types.is_fixed_size_list(column.type):
+                yield row, to_numpy(column.flatten()).reshape(len(batch), -1)
+            else:  # rows that grow: what is new in each is its last
+                values, offsets = list_values(column)
+                yield row, values[offsets[1:] - 1][:, None]
+            row += len(batch)
+
+
+def draw_stage(dataset: Finished, stage: str, cache: Path, width: int) -> "Text":
+    """The first rows of a stage, as it lies in the cache."""
+    from rich.text import Text
+
+    keys = dataset.manifest["keys"]
+    if stage not in keys or stage == "tokenizer":
+        raise ConfigError(f"stage {stage!r} is none of {', '.join(name for name, _ in in_order(keys) if name != 'tokenizer')}.")
+    path = cache / stage / keys[stage] / file_name(0)
+    if not path.is_file():
+        raise ConfigError(f"{stage} {keys[stage][:8]} is not in the cache {str(cache)!r} (any more): set --dir, or run again.")
+    out = Text().append(f"{stage} {keys[stage]}: the first rows\n", "bold")
+    rows = ((batch, row) for batch in read_batches(path) for row in range(len(batch)))
+    for nth, (batch, row) in enumerate(islice(rows, FEW)):
+        out.append(f"\nrow {nth}", "bold")
+        for name in batch.schema.names:
+            out.append(f"\n  {name:<14} {_cell(batch[name], row, width - 17)}")
+    return out
+
+
+def _cell(column: pa.Array, row: int, width: int) -> str:
+    """A value in one line."""
+    if pa.types.is_string(column.type):
+        text = column[row].as_buffer().to_pybytes()[: 4 * width].decode(errors="ignore").replace("\n", "⏎")
+    elif pa.types.is_boolean(column.type):
+        text = str(bool(flags(column)[row]))
+    elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        text = str(to_numpy(column)[row])
+    else:
+        values = column[row].values
+        words = " ".join(str(values[i]).translate(SPACES) for i in range(min(len(values), width)))
+        text = f"{len(values):,}: {words}"
+    text = console.printable(text)
+    return text if len(text) <= width else text[: max(1, width - 1)] + "…"
+
+
+def _rows(rows: range) -> str:
+    if not rows:
+        return "in no row"
+    return f"row {rows[0]:,}" if len(rows) == 1 else f"rows {rows[0]:,} to {rows[-1]:,}"
+
+
+def _columns(dataset: Finished, lines: dict[str, list[Any]], width: int) -> "Text":
+    """Named rows of cells, aligned, folded at `width`. A cell is a token's ID, drawn as its string, or a string."""
+    from rich.text import Text
+
     label = max(map(len, lines)) + 2
-    cells = list(zip(*lines.values(), strict=True))
-    widths = [max(map(len, column)) + 1 for column in cells]
-    out: list[str] = []
-    start = 0
+    cells = [
+        [(spelt(dataset, cell), colour(cell)) if isinstance(cell, int) else (cell, "") for cell in column]
+        for column in zip(*lines.values(), strict=True)
+    ]
+    widths = [max(len(text) for text, _ in column) + 1 for column in cells]
+    out, start = Text(), 0
     while start < len(cells):
         stop, used = start, label
         while stop < len(cells) and (stop == start or used + widths[stop] <= width):
             used += widths[stop]
             stop += 1
         for place, name in enumerate(lines):
-            text = "".join(cells[i][place].ljust(widths[i]) for i in range(start, stop))
-            out.append(f"{name.strip():<{label}}{text}".rstrip())
-        out.append("")
+            line = Text().append(f"{name.strip():<{label}}", "dim")
+            for i in range(start, stop):
+                text, style = cells[i][place]
+                line.append(text.ljust(widths[i]), style)
+            line.rstrip()
+            out.append_text(line).append("\n")
         start = stop
-    return out[:-1]
+        if start < len(cells):
+            out.append("\n")
+    return out

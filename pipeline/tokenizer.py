@@ -142,7 +142,12 @@ def backend(folder: Path, requested: str) -> str:
 
 @lru_cache(maxsize=8)
 def open_tokenizer(folder: Path, backend: str, special_in_text: str) -> Tokenizer:
-    """The tokenizer in the folder of an entry or of a finished dataset, run by `backend`. The same object when called again.
+    """The tokenizer in the folder of an entry, as `read` gives it; the same object when called again."""
+    return read(folder, backend, special_in_text)
+
+
+def read(folder: Path, backend: str, special_in_text: str) -> Tokenizer:
+    """The tokenizer in the folder of an entry, or of a finished dataset, run by `backend`.
 
     `special_in_text` as in `vocabulary`: "token" lets a literal special token become the token.
     """

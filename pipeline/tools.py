@@ -1,18 +1,22 @@
-"""The verbs beside the pipeline: `pipeline-tools show | cache ls | cache why | cache verify | cache gc`.
+"""The verbs beside the pipeline, one family: `pipeline-tools show | trace | why | diff | doctor | cache …`.
 
-`python -m scripts.show` and `python -m scripts.cache` are doors to the same.
+`python -m pipeline.tools` is the same; `python -m scripts.show` and `python -m scripts.cache` are doors to two of them.
+A verb is the function of the same name in the module of the same name (`cache.py` for those of the cache).
 """
 
 import argparse
+import dataclasses
+import json
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline import cache, cli, console, engine
-from pipeline.errors import ConfigError, IntegrityError, PipelineError
+from pipeline.errors import ConfigError, IntegrityError, PipelineError, ResourceError
 from pipeline.files import hash_file, unseal
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -36,25 +40,59 @@ def main(group: str | None = None, arguments: list[str] | None = None) -> None:
 def _parser(group: str | None) -> argparse.ArgumentParser:
     name = f"python -m scripts.{group}" if group else "pipeline-tools"
     parser = argparse.ArgumentParser(prog="pipeline-tools", description="Look at what the pipeline made and keeps.")
-    groups = parser.add_subparsers(required=True, metavar="VERB")
-    shown = groups.add_parser("show", help="a row of a dataset as a person reads it", prog=name if group == "show" else None)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(verb: str, function: Any, text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(verb, help=text, description=text, prog=name if group == verb else None)
+        added.set_defaults(verb=function)
+        return added
+
+    shown = add("show", _show, "a row of a dataset, a document, a token, or the rows of a stage, as a person reads them")
     shown.add_argument("dataset", type=Path)
-    shown.add_argument("--row", type=int, default=0)
-    shown.set_defaults(verb=_show)
-    caches = groups.add_parser("cache", help="what finished stages there are", prog=name if group == "cache" else None)
-    caches.add_argument("--dir", type=Path, default=Path("data/cache"), help="the cache (cache.dir), by default data/cache")
-    verbs = caches.add_subparsers(required=True, metavar="VERB")
-    verbs.add_parser("ls", help="every entry: stage, key, rows, bytes, age").set_defaults(verb=_ls)
-    why = verbs.add_parser("why", help="what separates an entry from the nearest other one, or from a second one")
-    why.add_argument("keys", nargs="*", help="one or two keys, or their beginnings; none: the newest entry of each stage")
-    why.set_defaults(verb=_why)
-    verify = verbs.add_parser("verify", help="hash every file of the cache, or of a finished dataset")
+    what = shown.add_mutually_exclusive_group()
+    what.add_argument("--row", type=int, help="a row; negative: from the end; by default the first")
+    what.add_argument("--document", type=int, help="a document: where it came from, its text, its tokens, its rows")
+    what.add_argument("--token", help="a token by its string or its ID: where it stands")
+    what.add_argument("--stage", help="the first rows of load, tokenize, encode, window or embed, from the cache")
+    _add_cache(shown)
+    traced = add("trace", _trace, "from a row or a training step to file and bytes, or from a phrase or a file to the rows")
+    traced.add_argument("dataset", type=Path)
+    what = traced.add_mutually_exclusive_group(required=True)
+    what.add_argument("--row", type=int, help="a row of the dataset")
+    what.add_argument("--step", type=int, help="a step of training, from 0 within its epoch; needs --batch-size")
+    what.add_argument("--phrase", help="a piece of text: where it stands, and in which rows")
+    what.add_argument("--file", help="an input file: its documents and their rows")
+    traced.add_argument("--at", type=int, help="with --file: the byte (Parquet: the row) that is meant")
+    for flag, default in (("batch-size", None), ("rank", 0), ("world-size", 1), ("seed", 0), ("epoch", 0)):
+        traced.add_argument(f"--{flag}", type=int, default=default, help=f"with --step: {flag} of the loader")
+    traced.add_argument("--no-shuffle", action="store_true", help="with --step: the loader's shuffle was off")
+    traced.add_argument("--json", action="store_true", help="one JSON object a line")
+    why = add("why", _why, "what separates two datasets, or two cache entries, or the newest entries from those before")
+    why.add_argument("which", nargs="*", help="one or two folders of datasets, or keys or their beginnings; none: all stages")
+    _add_cache(why)
+    differing = add("diff", _diff, "the rows of two datasets: which were added, removed, changed, and where the stages part")
+    differing.add_argument("old", type=Path)
+    differing.add_argument("new", type=Path)
+    differing.add_argument("--json", action="store_true", help="one JSON object")
+    checked = add("doctor", _doctor, "is this machine fit for the pipeline? Ends with 5 where something must be mended")
+    checked.add_argument("--outputs", type=Path, default=Path("outputs"), help="where datasets go, by default outputs")
+    checked.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_cache(checked)
+    caches = add("cache", None, "what finished stages there are")
+    _add_cache(caches)
+    inner = caches.add_subparsers(required=True, metavar="VERB")
+    inner.add_parser("ls", help="every entry: stage, key, rows, bytes, age").set_defaults(verb=_ls)
+    verify = inner.add_parser("verify", help="hash every file of the cache, or of a finished dataset")
     verify.add_argument("dataset", nargs="?", type=Path, help="a finished dataset instead of the cache")
     verify.set_defaults(verb=_verify)
-    gc = verbs.add_parser("gc", help="remove the longest unused entries")
+    gc = inner.add_parser("gc", help="remove the longest unused entries")
     gc.add_argument("--max-size", required=True, type=_bytes, help="what may stay, such as 10GB")
     gc.set_defaults(verb=_gc)
     return parser
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", type=Path, default=Path("data/cache"), help="the cache (cache.dir), by default data/cache")
 
 
 def _bytes(text: str) -> int:
@@ -67,7 +105,54 @@ def _bytes(text: str) -> int:
 def _show(options: argparse.Namespace) -> None:
     from pipeline.show import show
 
-    print(show(options.dataset, options.row))
+    console.draw(show(options.dataset, options.row, options.document, options.token, options.stage, cache_dir=options.dir))
+
+
+def _trace(options: argparse.Namespace) -> None:
+    from pipeline import trace
+
+    dataset = trace.Finished(options.dataset)
+    if options.phrase is not None or options.file is not None:
+        places = (
+            trace.find_file(dataset, options.file, options.at)
+            if options.file is not None
+            else trace.find(dataset, options.phrase)
+        )
+        count = 0
+        for place in places:
+            console.say(_line(dataclasses.asdict(place)) if options.json else _safe(trace.told(dataset, place)))
+            count += 1
+        if not options.json:
+            more = ", and there may be more" if count == trace.FOUND else ""
+            console.say(f"{console.counted(count, 'place')}{more}")
+        return
+    rows = [options.row]
+    if options.step is not None:
+        if options.batch_size is None:
+            raise ConfigError("trace: --step needs --batch-size, that of the loader.")
+        rows = trace.rows_of_step(
+            options.dataset, options.step, options.batch_size, options.rank, options.world_size, options.seed,
+            options.epoch, not options.no_shuffle,
+        )  # fmt: skip
+    for row in rows:
+        pieces = trace.trace(dataset, row)
+        if not options.json:
+            console.say(f"row {dataset.place(row):,}")
+        for piece in pieces:
+            if options.json:
+                console.say(_line({"row": dataset.place(row), **dataclasses.asdict(piece)}))
+            else:
+                console.say(_safe(trace.told(dataset, piece), "  "))
+
+
+def _line(value: dict[str, Any]) -> str:
+    """A value as one line of JSON; a range as its first number and the one behind its last."""
+    return json.dumps(value, default=lambda inner: [inner.start, inner.stop])
+
+
+def _safe(text: str, indent: str = "") -> str:
+    """Lines without control characters."""
+    return "\n".join(indent + console.printable(line) for line in text.split("\n"))
 
 
 def _open(options: argparse.Namespace) -> cache.Cache:
@@ -85,22 +170,63 @@ def _ls(options: argparse.Namespace) -> None:
 
 
 def _why(options: argparse.Namespace) -> None:
+    if len(options.which) > 2:
+        raise ConfigError("why: two folders or keys at most.")
+    folders = [Path(name) for name in options.which if (Path(name) / "manifest.json").exists()]
+    if len(folders) == 2:
+        from pipeline.diff import why
+
+        console.say(_safe("\n".join(why(*folders))) or "no difference")
+        return
     opened = _open(options)
     entries = [entry for entry in map(_with_identity, opened.entries()) if entry is not None]
     known = {entry.key: entry for entry in entries}
-    if not options.keys:
-        newest = {entry.stage: entry for entry in sorted(entries, key=cache.Entry.last_use)}
-        for entry in newest.values():
-            reasons = cache.why(entry, known)
-            print(f"{entry.stage} {entry.key}: {'; '.join(reasons) or 'the only one of its stage'}")
+    chosen = [entry for name in options.which for entry in _chosen(entries, name)]
+    if len(options.which) == 2:
+        console.say(_safe("\n".join(cache.explain(chosen[0].identity, chosen[-1], known))) or "no difference")
         return
-    chosen = [_one(entries, key) for key in options.keys]
-    if len(chosen) == 1:
-        print("; ".join(cache.why(chosen[0], known)) or "the only one of its stage")
-    elif len(chosen) == 2:
-        print("\n".join(cache.explain(chosen[0].identity, chosen[1], known)) or "no difference")
-    else:
-        raise ConfigError("cache why takes one key or two.")
+    newest = {entry.stage: entry for entry in sorted(entries, key=cache.Entry.last_use)}
+    for entry in chosen or newest.values():
+        reasons = cache.why(entry, known)
+        console.say(console.printable(f"{entry.stage} {entry.key}: {'; '.join(reasons) or 'the only one of its stage'}"))
+
+
+def _chosen(entries: list[cache.Entry], name: str) -> list[cache.Entry]:
+    """The entry of a key or its beginning, or those that a dataset was made from."""
+    if (manifest := unseal(Path(name) / "manifest.json")) is None:
+        return [_one(entries, name)]
+    keys = set(manifest["keys"].values())
+    return [entry for entry in entries if entry.key in keys]
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from pipeline.diff import diff
+
+    found = diff(options.old, options.new)
+    if options.json:
+        console.say(json.dumps(dataclasses.asdict(found)))
+        return
+    console.say(f"{found.rows[0]:,} and {found.rows[1]:,} rows, {found.same:,} in both")
+    for kind, count in (("changed", found.changed), ("removed", found.removed), ("added", found.added)):
+        numbers = ", ".join(f"{row:,}" for row in found.first[kind]) if count else ""
+        console.say(
+            f"{kind:<8} {count:,}" + (f"  row {numbers}{', …' if count > len(found.first[kind]) else ''}" if count else "")
+        )
+    console.say(f"they part at {found.parts_at}" if found.parts_at else "made from the same: no stage differs")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from pipeline.doctor import doctor
+
+    bad = 0
+    for finding in doctor(options.dir, options.outputs):
+        bad += finding.state == "bad"
+        said = console.printable(finding.said) + (f": {console.printable(finding.advice)}" if finding.advice else "")
+        console.say(
+            json.dumps(dataclasses.asdict(finding)) if options.json else f"{finding.state:<5} {finding.what:<10} {said}"
+        )
+    if bad:
+        raise ResourceError(f"{console.counted(bad, 'finding')} to mend before a run.")
 
 
 def _with_identity(entry: cache.Entry) -> cache.Entry | None:

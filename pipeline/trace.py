@@ -121,7 +121,11 @@ class Finished:
                 self.file(name)
         special = self._settings(configs.Vocabulary).special_in_text
         fast = "tokenizer/tokenizer.json" in self.manifest["files"]
-        return tokenizer.open_tokenizer(self.folder / "tokenizer", "hf" if fast else SLOW, special)
+        return tokenizer.read(self.folder / "tokenizer", "hf" if fast else SLOW, special)
+
+    def decode(self, ids: list[int]) -> str:
+        """IDs as text, special tokens included."""
+        return str(self.tokenizer.core.tokenizer.decode(ids, skip_special_tokens=False))  # type: ignore[attr-defined]
 
     @cached_property
     def spelt(self) -> np.ndarray | None:
@@ -217,8 +221,8 @@ class Finished:
             whole = 0
             for batch in corpus.load(plan.Shard(0, (part,)), self.corpus, Counter()):
                 at = to_numpy(batch["start"])
-                number = np.searchsorted(start[begin:run], at) + begin
-                known = np.flatnonzero((number < run) & (start[np.minimum(number, run - 1)] == at))
+                number = np.searchsorted(start[begin:run], at, "right") + begin - 1  # a piece begins within its document
+                known = np.flatnonzero((number >= begin) & (at < end[number]))
                 if len(known):
                     rows = batch if len(known) == len(batch) else batch.take(numbers(known))
                     whole += int(flags(rows["ends"]).sum())
@@ -441,3 +445,22 @@ def _place(dataset: Finished, document: int, span: Span | None) -> Place:
         positions=positions,
         rows=rows,
     )
+
+
+def told(dataset: Finished, found: Piece | Place) -> str:
+    """A piece or a place in words."""
+    lines = [f"document {found.document:,}: {dataset.where(found.document)}"]
+    if isinstance(found, Place):
+        part = f"bytes {found.text[0]:,} to {found.text[1]:,} of its text, " if found.text else ""
+        rows = found.rows
+        inside = "no row" if not rows else f"row {rows[0]:,}" if len(rows) == 1 else f"rows {rows[0]:,} to {rows[-1]:,}"
+        lines.append(f"  {part}stream positions {found.positions[0]:,} to {found.positions[1]:,}, in {inside}")
+        return "\n".join(lines)
+    if not found.ids:
+        return f"{lines[0]}\n  this tokenizer does not tell which bytes"
+    many = f"IDs {found.first:,} to {found.first + len(found.ids) - 1:,}" if len(found.ids) > 1 else f"ID {found.first:,}"
+    if found.text is None:
+        return f"{lines[0]}\n  its {many}: a mark, no text"
+    stands = f", {found.file[0]:,} to {found.file[1]:,} of the file" if found.file else ""
+    lines += [f"  its {many}: bytes {found.text[0]:,} to {found.text[1]:,} of its text{stands}", f"  {found.words!r}"]
+    return "\n".join(lines)

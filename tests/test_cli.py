@@ -329,10 +329,10 @@ def test_the_cache_verbs_list_explain_verify_and_collect(at, verb):
     run(composed(*TINY, "window.stride=8"))
     code, out, _ = verb("cache", "ls")
     assert code == 0 and sum(line.startswith("window ") for line in out.splitlines()) == 2
-    assert "window.stride 16 → 8" in verb("cache", "why")[1]
+    assert "window.stride 16 → 8" in verb("why")[1]
     assert verb("cache", "verify")[1].startswith("0 of ")
     assert verb("cache", "gc", "--max-size", "1kB")[0] == 0
-    assert verb("cache", "why", "zzz")[0] == 2 and verb("cache", "gc", "--max-size", "10XB")[0] == 2
+    assert verb("why", "zzz")[0] == 2 and verb("cache", "gc", "--max-size", "10XB")[0] == 2
     assert verb("cache", "--dir", "nowhere", "ls")[0] == 2
 
 

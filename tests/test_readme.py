@@ -67,6 +67,8 @@ def ran(command: str, apart: bool = False) -> str:
             if not apart and words[:3] == ["python", "-m", "pipeline"]:
                 patch.setattr("sys.argv", ["pipeline", *words[3:]])
                 cli.main()
+            elif not apart and words[:3] == ["python", "-m", "pipeline.tools"]:
+                tools.main(None, words[3:])
             elif not apart and words[:2] == ["python", "-m"] and words[2].startswith("scripts."):
                 tools.main(words[2].removeprefix("scripts."), words[3:])
             else:

@@ -1,0 +1,234 @@
+"""The thread, against a naive reference: read the file, tokenize the whole document, compare."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from conftest import composed
+from pipeline import config, trace, window
+from pipeline.errors import ConfigError, IntegrityError
+from pipeline.run import run
+
+LINES = ["Dear Hester,", "the ferry was late because of the fög. 😀", "  two  spaces\tand a tab", "naïve café — 漢字かな", "x"]
+
+
+def prepared(*overrides: str) -> trace.Finished:
+    outcome = run(
+        composed("embedding=none", "window.context_length=8", "window.stride=3", "tokenizer.vocab_size=300", *overrides)
+    )
+    return trace.Finished(outcome.folder)
+
+
+def whole(dataset: trace.Finished, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The naive reference: a whole document's IDs, and where in its bytes each of them lies."""
+    reader = Tokenizer.from_file(str(dataset.folder / "tokenizer" / "tokenizer.json"))
+    reader.encode_special_tokens = True
+    encoding = reader.encode(text, add_special_tokens=False)
+    spans = [(len(text[:a].encode()), len(text[:b].encode())) for a, b in encoding.offsets]
+    return encoding.ids, spans
+
+
+def row_ids(dataset: trace.Finished, row: int) -> list[int]:
+    columns = dataset.row(row)
+    return columns["input_ids"] + columns.get("target_ids", [])[-1:]
+
+
+def require_thread(dataset: trace.Finished, texts: list[str], exact: bool) -> None:
+    """Every row: its pieces are its IDs; and what the whole document has in the range given is the piece.
+
+    `exact`: no token begins or ends within a character, so the reference can tell the very bytes too.
+    """
+    begin, end = dataset.marks
+    tok = dataset.tokenizer
+    for row in range(dataset.rows):
+        pieces = trace.trace(dataset, row)
+        assert [i for piece in pieces for i in piece.ids] == row_ids(dataset, row)
+        for piece in pieces:
+            ids, spans = whole(dataset, texts[piece.document])
+            marked = [tok.bos_id] * begin + ids + [tok.eos_id] * end
+            assert piece.ids == marked[piece.first : piece.first + len(piece.ids)]
+            if piece.text is None:
+                continue
+            inside = [i for i in piece.ids if i not in (tok.eos_id if end else None, tok.bos_id if begin else None)]
+            low, high = piece.text
+            if exact:
+                assert [i for i, (a, b) in zip(ids, spans, strict=True) if low <= a and b <= high] == inside
+            assert texts[piece.document].encode()[low:high].decode(errors="replace") == piece.words
+            if piece.file is not None:
+                data = Path(piece.path).read_bytes()[piece.file[0] : piece.file[1]]
+                assert data == texts[piece.document].encode()[low:high]
+
+
+@settings(max_examples=12, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.lists(st.sampled_from([*LINES, "", "don't", "a\u0301b"]), min_size=1, max_size=6), min_size=1, max_size=3),
+    st.sampled_from(["line", "paragraph", "file"]),
+    st.sampled_from(["bpe", "words", "chars", "bytes"]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.booleans(),
+)
+def test_every_row_leads_to_the_bytes_whose_tokenization_gave_it(tmp_path, monkeypatch, files, unit, kind, newline, mark):
+    place = Path(str(tmp_path)) / str(len(list(tmp_path.iterdir())))
+    (place / "in").mkdir(parents=True)
+    monkeypatch.chdir(place)
+    texts = []
+    for number, lines in enumerate([*files, LINES]):
+        data = newline.join(lines) + newline
+        (place / "in" / f"{number}.txt").write_bytes(b"\xef\xbb\xbf" * mark + data.encode())
+        if unit == "file":
+            texts += [data] if data.strip() else []
+        elif unit == "line":
+            texts += [line for line in lines if line.strip()]
+        else:
+            texts += [part for part in (newline.join(run) for run in _runs(lines)) if part.strip()]
+    dataset = prepared("corpus=text", "corpus.paths=[in]", f"corpus.document={unit}", f"tokenizer={kind}")
+    require_thread(dataset, texts, exact=kind in ("words", "chars"))
+
+
+def _runs(lines: list[str]) -> list[list[str]]:
+    """Lines between blank ones."""
+    runs: list[list[str]] = [[]]
+    for line in lines:
+        runs = [*runs, []] if not line.strip(" \t\r") else [*runs[:-1], [*runs[-1], line]]
+    return runs
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "utf-16"])
+def test_where_the_file_holds_other_bytes_the_range_within_the_text_is_given_alone(at, kind):
+    texts = [f'{line} "quoted"\n{number}' for number, line in enumerate(LINES * 3)]
+    if kind == "jsonl":
+        (at / "in.jsonl").write_text("".join(json.dumps({"n": n, "text": text}) + "\n\n" for n, text in enumerate(texts)))
+        dataset = prepared("corpus=jsonl", "corpus.paths=[in.jsonl]")
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": texts}), at / "in.parquet", row_group_size=4)
+        dataset = prepared("corpus=parquet", "corpus.paths=[in.parquet]")
+    else:
+        texts = [line.strip("\n") for text in texts for line in text.split("\n")]
+        (at / "in.txt").write_text("\n".join(texts), encoding="utf-16")
+        dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.encoding=utf-16", "corpus.document=line")
+    require_thread(dataset, texts, exact=False)
+    assert all(piece.file is None for row in range(dataset.rows) for piece in trace.trace(dataset, row))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["window=prefix"],
+        ["window=document", "window.truncate=true"],
+        ["window.tail=pad"],
+        ["window.cross_documents=false"],
+        ["vocabulary.prepend_bos=true", 'tokenizer.bos_token="<s>"', "vocabulary.append_eos=false"],
+    ],
+)
+def test_the_thread_holds_in_every_mode(at, options):
+    (at / "in.txt").write_text("\n".join(LINES * 2))
+    dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", *options)
+    begin, end = dataset.marks
+    tok = dataset.tokenizer
+    for row in range(dataset.rows):
+        for piece in trace.trace(dataset, row):
+            ids = [tok.bos_id] * begin + whole(dataset, (LINES * 2)[piece.document])[0] + [tok.eos_id] * end
+            assert piece.ids == ids[piece.first : piece.first + len(piece.ids)]
+            kept = row_ids(dataset, row)
+            assert any(kept[i : i + len(piece.ids)] == piece.ids for i in range(len(kept)))
+
+
+def test_a_document_in_several_pieces_is_traced_by_reading_no_more_than_pieces_of_it(at, monkeypatch):
+    monkeypatch.setattr("pipeline.corpus.BLOCK", 1 << 12)
+    monkeypatch.setattr("pipeline.tokenizer.LONG", 1 << 10)
+    text = " ".join(f"word{i} föö" for i in range(3000))
+    (at / "in.txt").write_text(text)
+    dataset = prepared(
+        "corpus=text", "corpus.paths=[in.txt]", "window.context_length=64", "window.stride=999", "window.allow_gaps=true"
+    )
+    for row in (0, dataset.rows // 2, dataset.rows - 1):
+        (piece,) = trace.trace(dataset, row)
+        assert text.encode()[slice(*piece.text)].decode(errors="replace") == piece.words and piece.file == piece.text
+        assert piece.ids == whole(dataset, text)[0][piece.first : piece.first + len(piece.ids)]
+    (place,) = trace.find(dataset, "word1500 f")
+    assert place.text == (text.encode().find(b"word1500 f"), text.encode().find(b"word1500 f") + 10)
+
+
+def test_a_file_that_has_changed_since_is_noticed_and_one_that_is_gone_is_said_to_be(at):
+    (at / "in.txt").write_text("\n".join(LINES))
+    dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line")
+    (at / "in.txt").write_text("\n".join(LINES).replace("ferry", "fairy"))
+    with pytest.raises(IntegrityError, match="changed since"):
+        for row in range(dataset.rows):
+            trace.trace(dataset, row)
+    (at / "in.txt").unlink()
+    with pytest.raises(ConfigError, match="is gone"):
+        trace.trace(dataset, 0)
+    with pytest.raises(ConfigError, match="rows 0 to"):
+        trace.trace(dataset, dataset.rows)
+
+
+@pytest.mark.parametrize("phrase", ["late because", "é", "x", "was late because of the fög. 😀"])
+def test_a_phrase_leads_to_the_rows_that_hold_it(at, phrase):
+    (at / "in.txt").write_text("\n".join(LINES * 3))
+    dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "window.stride=2")
+    places = list(trace.find(dataset, phrase))
+    assert [place.document for place in places] == [n for n, line in enumerate(LINES * 3) for _ in range(line.count(phrase))]
+    for place in places:
+        assert (LINES * 3)[place.document].encode()[slice(*place.text)].decode() == phrase
+        spans = [dataset.span(row) for row in range(dataset.rows)]
+        holding = [row for row, (a, b) in enumerate(spans) if a <= place.positions[0] and place.positions[1] <= b]
+        touching = [row for row, (a, b) in enumerate(spans) if a < place.positions[1] and place.positions[0] < b]
+        assert list(place.rows) == (holding or touching)
+        for row in place.rows if holding else ():
+            pieces = [piece for piece in trace.trace(dataset, row) if piece.document == place.document]
+            assert phrase in pieces[0].words
+
+
+def test_a_file_or_a_byte_of_it_leads_to_its_documents_and_rows(at):
+    (at / "a.txt").write_text("\n".join(LINES))
+    (at / "b.txt").write_text("\r\n".join(LINES))
+    dataset = prepared("corpus=text", "corpus.paths=[a.txt,b.txt]", "corpus.document=line")
+    assert [place.document for place in trace.find_file(dataset, "b.txt")] == [5, 6, 7, 8, 9]
+    (place,) = trace.find_file(dataset, str(at / "b.txt"), at=20)
+    assert place.document == 6 and place.text == (6, 7)
+    assert any(piece.file[0] <= 20 < piece.file[1] for piece in trace.trace(dataset, place.rows[0]) if piece.document == 6)
+    with pytest.raises(ConfigError, match="lies in no document"):
+        list(trace.find_file(dataset, "b.txt", at=len(LINES[0])))
+    with pytest.raises(ConfigError, match=r"no input file is called 'c.txt'. Nearest: 'a.txt'|'b.txt'"):
+        list(trace.find_file(dataset, "c.txt"))
+
+
+def test_a_step_of_training_leads_to_the_rows_that_the_loader_gives(at):
+    (at / "in.txt").write_text("\n".join(LINES * 3))
+    dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line")
+    from pipeline import open_dataset
+
+    opened = open_dataset(dataset.folder)
+    for rank in (0, 1):
+        options = {"batch_size": 3, "seed": 5, "epoch": 2, "rank": rank, "world_size": 2}
+        for step, batch in enumerate(opened.loader(**options)):
+            rows = trace.rows_of_step(dataset.folder, step, **options)
+            assert np.array_equal(batch["input_ids"].numpy(), [dataset.row(row)["input_ids"] for row in rows])
+        with pytest.raises(ConfigError, match=f"steps 0 to {step}"):
+            trace.rows_of_step(dataset.folder, step + 1, **options)
+
+
+@given(st.data())
+def test_rows_at_is_the_inverse_of_position(data):
+    w = config.Window(
+        mode=data.draw(st.sampled_from(["sliding", "prefix", "document"])),
+        context_length=data.draw(st.integers(1, 6)),
+        stride=data.draw(st.integers(1, 8)),
+        tail=data.draw(st.sampled_from(["drop", "pad"])),
+        cross_documents=data.draw(st.booleans()),
+        allow_gaps=True,
+    )
+    lengths = np.array(data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=5)))
+    cut = np.array([lengths.sum()]) if window._crosses(w) else lengths
+    spans = [window.position(w, lengths, row) for row in range(int(window._row_counts(w, cut).sum()))]
+    first = data.draw(st.integers(0, int(lengths.sum()) - 1))
+    stop = data.draw(st.integers(first + 1, int(lengths.sum())))
+    assert list(window.rows_at(w, lengths, first, stop)) == [r for r, (a, b) in enumerate(spans) if a < stop and first < b]
