@@ -32,7 +32,8 @@ be written twice by two runs at once without harm.
 5. Manifests and receipts are sealed: canonical JSON with its own sha256 inside, re-serialised and compared
    on reading, so that a flip of any bit, white space included, makes it unreadable, which means absent.
 6. Before an entry is reused every file is hashed again. A file that differs goes to `quarantine/` with one
-   warning, the manifest is taken back to receipts for the files that are good, and only the rest is computed.
+   warning, the manifest is taken back to receipts for the files that are good, and only the rest is computed, and
+   renamed over what was damaged.
 7. Locks only save work. Two runs that both compute an entry write the same bytes under the same names by
    renames that replace whole files; whichever is last changes nothing. What one run takes away under another
    (receipts once the entry is whole, a damaged file) costs the other a computation, never a wrong byte.
@@ -70,7 +71,7 @@ from pipeline.files import (
     storing,
     unseal,
 )
-from pipeline.temporary import alive, run_name, surely, sweep
+from pipeline.temporary import alive, run_name, sweep
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Cache:
 
     def close(self) -> None:
         """Remove what this run left in `tmp`, its lease included."""
-        surely(lambda: shutil.rmtree(self.tmp, ignore_errors=True))
+        engine.surely(lambda: shutil.rmtree(self.tmp, ignore_errors=True))
 
     def entry(self, stage: str, identity: Json) -> "Entry":
         """The entry of a stage for `identity`, whether or not it exists yet.
@@ -316,6 +317,10 @@ class Entry:
             raise IntegrityError(f"{str(self.folder)!r} lists {name!r}, which is not the name of a data file.")
         return self.folder / name
 
+    def stored(self) -> int:
+        """Bytes of its files so far, whole or not."""
+        return _size(self.folder)
+
     def last_use(self) -> float:
         """When it was last verified or added to, in seconds since 1970; 0 where it is gone."""
         for path in (self.folder / "manifest.json", self.folder):
@@ -381,8 +386,8 @@ class Entry:
     def write(self, name: str, notes: Callable[[], Json] = dict) -> Iterator[HashingFile]:
         """Write one file of the entry; it and its receipt appear when the block ends without an error.
 
-        `notes()`, called at the end, adds what else the receipt is to say, as {"counts": {"rows": 12}}. Nothing
-        is left behind on an error, an abandoned generator included. Any number of threads and processes may
+        `notes()`, called at the end, adds what else the receipt is to say, as {"counts": {"rows": 12}}; then it is
+        the file's `note`, which stands even where another run takes the receipt away. Nothing is left behind on an error, an abandoned generator included. Any number of threads and processes may
         write to one entry at once. Raises ResourceError.
         """
         path = self.path(name)
@@ -400,6 +405,7 @@ class Entry:
             if stat_of(now)[:3] == stat_of(written)[:3]:
                 _verified[path] = stat_of(now)
             self._publish_receipt(name, note)
+            file.note = note
         finally:
             file.close()
             with contextlib.suppress(OSError):
@@ -471,10 +477,20 @@ class Entry:
         return False
 
     def _set_aside(self, path: Path) -> None:
+        """Keep what is at `path` in quarantine.
+
+        The name of a file stays, for nothing refers to it any more: it is written over. Were it taken away, it might
+        be one that another run has just mended. A manifest must go, and so must what no rename can write over.
+        """
         place = self.cache.root / "quarantine"
+        target = place / f"{self.stage}-{self.key}-{path.name}-{time.time_ns()}"
         try:
             place.mkdir(parents=True, exist_ok=True)
-            os.rename(path, place / f"{self.stage}-{self.key}-{path.name}-{time.time_ns()}")
+            if path.name != "manifest.json" and not path.is_dir():
+                with contextlib.suppress(OSError):  # a file system without hard links
+                    os.link(path, target, follow_symlinks=False)
+                    return
+            os.rename(path, target)
         except FileNotFoundError:
             pass
         except OSError as error:

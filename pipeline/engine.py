@@ -67,6 +67,25 @@ def checkpoint() -> None:
         raise Stopped
 
 
+def surely(clean: Callable[[], None]) -> None:
+    """Call what cleans up, and once more where a signal came meanwhile: Interrupted is raised once in a process."""
+    try:
+        clean()
+    except Interrupted:
+        clean()
+        raise
+
+
+@contextlib.contextmanager
+def beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread for work beside the main thread's; it has ended where the block is left, whatever was raised and when."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        surely(lambda: pool.shutdown(wait=True, cancel_futures=True))
+
+
 def cores() -> int:
     """The cores this process may use: its affinity, and the processor quota of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -132,7 +151,7 @@ def _in_threads(workers: int, function: Callable[[Item], Result], items: Iterabl
             yield flight.popleft().result()
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        surely(lambda: pool.shutdown(wait=True, cancel_futures=True))
 
 
 # -- worker processes -------------------------------------------------------------------------------------

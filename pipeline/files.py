@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import engine
+from pipeline.console import size
 from pipeline.errors import IntegrityError, ResourceError, from_os_error
 
 log = logging.getLogger(__name__)
@@ -118,17 +119,31 @@ def fsync_dir(path: Path) -> None:
         os.close(handle)
 
 
-def require_space(path: Path, needed: int) -> None:
-    """Raise ResourceError where fewer than `needed` bytes are free at `path`, which need not exist yet."""
+def existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
     place = Path(os.path.abspath(path))
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise ResourceError(
-            f"{str(path)!r}: this run needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free. "
-            "Free space, or set cache.dir= and output.dir=."
-        )
+    return place
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Raise ResourceError where fewer than `needed` bytes are free at `path`, which need not exist yet."""
+    if said := _shortage(path, needed):
+        raise ResourceError(f"{said} Free space, or set cache.dir= and output.dir=.")
+
+
+def expect_space(path: Path, needed: int) -> None:
+    """Warn where fewer than `needed` bytes, an estimate, are free at `path`, which need not exist yet."""
+    if said := _shortage(path, needed):
+        log.warning("%s What is finished stays if they do not suffice; free space, or set cache.dir=.", said)
+
+
+def _shortage(path: Path, needed: int) -> str | None:
+    free = shutil.disk_usage(existing(path)).free
+    if needed <= free:
+        return None
+    return f"{str(path)!r}: this run needs about {size(needed)}, {size(free)} are free."
 
 
 def stat_of(found: os.stat_result) -> Stat:
@@ -158,6 +173,7 @@ class HashingFile:
         self._sha = hashlib.sha256()
         self.bytes = 0
         self.closed = False
+        self.note: Json = {}  # what the receipt says, once the file is published
 
     def write(self, data: Any) -> int:
         """Append bytes or a contiguous buffer; returns how many bytes. Raises ResourceError."""

@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline import engine, files
 from pipeline.errors import ConfigError, ResourceError, from_os_error
 from pipeline.files import Json
-from pipeline.temporary import alive, surely
+from pipeline.temporary import alive
 
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
@@ -177,7 +177,7 @@ def _workshop(folder: Path, run: str) -> Iterator[Path]:
     try:
         yield workshop / run
     finally:
-        surely(lambda: _clear(workshop / run))
+        engine.surely(lambda: _clear(workshop / run))
         with contextlib.suppress(OSError):
             workshop.rmdir()
 
@@ -218,6 +218,7 @@ def _whole(folder: Path, links: dict[str, tuple[Path, Json]], notes: dict[str, J
 
 def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json, new: Path) -> None:
     """Build the dataset at `new` and swap it with what is at `folder`."""
+    _require_room(folder, links)
     _make(new)
     for name in (*links, *texts):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
@@ -233,6 +234,12 @@ def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str,
         files.fsync_dir(place)
     _exchange(new, folder)
     files.fsync_dir(folder.parent)
+
+
+def _require_room(folder: Path, links: dict[str, tuple[Path, Json]]) -> None:
+    """Raise ResourceError where the cache lies on another disk, so that its files are copied, and they do not fit here."""
+    here = files.existing(folder).stat().st_dev
+    files.require_space(folder, sum(note["bytes"] for source, note in links.values() if source.stat().st_dev != here))
 
 
 def _carry(old: Path, new: Path) -> None:

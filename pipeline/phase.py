@@ -72,16 +72,17 @@ def compute(steps: tuple[Step, ...], upstream: Entry | None, item: Item) -> list
     name = file_name(item.index)
     source: Any = item if upstream is None else read_batches(upstream.path(name))
     spent = [0.0] * len(steps)
+    notes = [step.entry.receipt(name) or {} for step in steps]
     running: Iterable[pa.RecordBatch] = ()
     for index, step in enumerate(steps):
-        if step.entry.receipt(name) is None:
-            source = running = _publish(step, name, source, item, spent, index)
+        if not notes[index]:
+            source = running = _publish(step, name, source, item, spent, notes, index)
         else:
             _exhaust(running)
             running, source = (), read_batches(step.entry.path(name))
     _exhaust(running)
     own = [max(spent[i] - spent[i - 1], 1e-9) if i and spent[i] else spent[i] for i in range(len(steps))]
-    return [(step.entry.receipt(name) or {}, seconds) for step, seconds in zip(steps, own, strict=True)]
+    return list(zip(notes, own, strict=True))
 
 
 def _exhaust(batches: Iterable[pa.RecordBatch]) -> None:
@@ -89,7 +90,7 @@ def _exhaust(batches: Iterable[pa.RecordBatch]) -> None:
         pass
 
 
-def _publish(step: Step, name: str, source: Any, item: Item, spent: list[float], index: int) -> Batches:
+def _publish(step: Step, name: str, source: Any, item: Item, spent: list[float], notes: list[Json], index: int) -> Batches:
     """The step's batches, each written to the step's file as it passes; the file appears behind the last."""
     counts: Counter[str] = Counter()
     started = time.perf_counter()
@@ -102,6 +103,7 @@ def _publish(step: Step, name: str, source: Any, item: Item, spent: list[float],
             spent[index] += time.perf_counter() - started
             yield batch
             started = time.perf_counter()
+    notes[index] = file.note
     spent[index] += time.perf_counter() - started
 
 

@@ -74,8 +74,9 @@ class Shard:
         return sum(part.bytes for part in self.parts)
 
     def __str__(self) -> str:
-        first = self.parts[0]
-        return f"shard {self.index} ({first.path!r} from {first.start})"
+        shown = [f"{part.path!r} from {part.start} to {part.end}" for part in self.parts[:3]]  # bytes, or rows of Parquet
+        more = [f"{len(self.parts) - 3} more files"] if len(self.parts) > 3 else []
+        return f"shard {self.index} ({', '.join(shown + more)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def shown(path: str) -> str:
     for place in data_dirs():
         if os.path.abspath(path).startswith(os.path.abspath(place) + os.sep):
             return os.path.relpath(path, place)
-    return path
+    return os.fsencode(path).decode("utf-8", "surrogateescape")  # the same in every locale
 
 
 def find(corpus: Corpus) -> dict[str, Stat]:

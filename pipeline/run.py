@@ -13,7 +13,6 @@ import logging
 import platform
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
 
 def _run(config: configs.Config, recorded: Json, cache: Cache, folder: Path) -> tuple[Line, bool]:
     line = Line(cache, config.engine)
-    with ThreadPoolExecutor(1) as aside:  # a tokenizer that need not see the corpus is found while that is hashed
+    with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
         found = None if tokenizer.trained(config.tokenizer) else aside.submit(steps.find_tokenizer, line, config)
         planned = plan.make(config.corpus, cache, config.cache.trust_stat, config.engine.workers or engine.cores())
         load = steps.load(line, config, planned)

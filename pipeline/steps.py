@@ -12,7 +12,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,12 +24,13 @@ from pipeline import backends, console, corpus, embedding, engine, model, plan, 
 from pipeline import config as configs
 from pipeline.arrow import numbers, read_batches, read_schema
 from pipeline.cache import Entry
-from pipeline.files import Json, require_space
+from pipeline.files import Json, expect_space, require_space
 from pipeline.phase import Line, Made, Step, file_name
 from pipeline.stream import Stream
 
 log = logging.getLogger(__name__)
 PROOF_BYTES = 1 << 17  # of text on which a fast tokenizer is compared with the reference in every run that uses it
+BYTES_PER_TOKEN = 4  # of English text and a learned vocabulary, for the estimate of what a run stores
 TABLES = "embeddings.safetensors"
 Result = tuple[Entry, Json]  # an entry that is whole, and its manifest
 DOCUMENTS = pa.schema(
@@ -101,7 +101,7 @@ def _ready(line: Line, config: configs.Config, entry: Entry, make: Callable[[], 
                 for name, data in make().items():
                     with entry.write(name) as file:
                         file.write(data)
-                    receipts[name] = entry.receipt(name)
+                    receipts[name] = file.note
                 manifest = entry.finish(list(receipts), list(receipts.values()), ledger={})
                 line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
     backend = tokenizer.backend(entry.folder, config.tokenizer.backend)
@@ -141,6 +141,8 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
     marks = vocabulary.marks(config.vocabulary, ready.open(), several)
     if marks.eos_id is not None and config.vocabulary.append_eos == "auto":
         log.info("encode: %r ends each document (vocabulary.append_eos=auto)", ready.open().vocab[marks.eos_id].as_py())
+    stored = sum(entry.stored() for entry in (load.entry, tokenize, encode))
+    expect_space(line.cache.root, _expected(planned, ready, marks.dtype, config.tokenizer.kind) - stored)
     steps = [
         load,
         Step(tokenize, partial(_tokenize, ready=ready, batch_size=config.engine.batch_size, sources=sources)),
@@ -150,9 +152,9 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
     def documents(files: Json) -> Json:
         with encode.write("documents.arrow") as file:
             _write_documents(file, _stream(encode, files, marks.dtype))
-        return {"documents.arrow": encode.receipt("documents.arrow")}
+        return {"documents.arrow": file.note}
 
-    with ThreadPoolExecutor(1) as aside:
+    with engine.beside() as aside:
         proof = None
         if ready.backend in ("gigatoken", "splintr") and tokenize.manifest() is None:
             proof = aside.submit(_prove, ready, planned, config.corpus)
@@ -163,6 +165,13 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
 
         manifest = line.fulfil(steps, list(planned.shards), planned.bytes, {}, None, documents, proven)
     return encode, manifest
+
+
+def _expected(planned: plan.Plan, ready: Ready, dtype: str, kind: str) -> int:
+    """About how many bytes phase one stores: the text, and twice the IDs, once with the vocabulary in each file."""
+    tokens = planned.bytes // (1 if kind in ("bytes", "chars") else BYTES_PER_TOKEN)
+    vocabulary = int(ready.open().vocab.nbytes) * len(planned.shards)
+    return planned.bytes + 2 * tokens * np.dtype(dtype).itemsize + vocabulary
 
 
 def _load(source: Any, shard: plan.Shard, counts: "Counter[str]", settings: configs.Corpus, rehash: bool) -> Made:
@@ -238,7 +247,7 @@ def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: 
     sources = [source.path for source in planned.sources]
     settings, frame = _unmarked(config.window, tok, manifest["ledger"]["encode"])
     windows = window.plan(settings, stream.counts, stream.dtype, pad, frame, stream, sources)
-    require_space(line.cache.root, windows.bytes)
+    require_space(line.cache.root, windows.bytes - entry.stored())
     step = Step(entry, partial(_window, stream=stream, windows=windows))
     return entry, line.fulfil([step], list(windows.shards), windows.bytes, manifest["ledger"], windows.ledger)
 
@@ -272,12 +281,12 @@ def make_vectors(line: Line, config: configs.Config, ready: Ready, windows: Resu
     tables = embedding.tables(settings, ready.open().size, config.window.context_length)
     size = sum(table.nbytes for table in tables.values())
     cost = embedding.vector_bytes(made["ledger"]["window"]["slots"], embedding.embedding_dim(settings), settings.dtype)
-    require_space(line.cache.root, size + cost * written)
+    require_space(line.cache.root, size + cost * written - entry.stored())
     with entry.write(TABLES) as file:
         embedding.save(tables, file)
     step = Step(entry, partial(_vectors, folder=rows.folder, tables=entry.path(TABLES), settings=settings))
     items = [Shard(index) for index in range(len(made["files"]) * written)]
-    return entry, line.fulfil([step], items, cost, made["ledger"], None, lambda files: {TABLES: entry.receipt(TABLES)})
+    return entry, line.fulfil([step], items, cost, made["ledger"], None, lambda files: {TABLES: file.note})
 
 
 @dataclass(frozen=True)

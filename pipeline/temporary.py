@@ -5,10 +5,8 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import Interrupted
 from pipeline.files import digest
 
 DAY = 86_400  # seconds
@@ -58,12 +56,3 @@ def sweep(folder: Path) -> None:
             with contextlib.suppress(OSError):
                 if not alive(run):
                     shutil.rmtree(run, ignore_errors=True)
-
-
-def surely(clean: Callable[[], None]) -> None:
-    """Call what cleans up, and once more where a signal came meanwhile: Interrupted is raised once in a process."""
-    try:
-        clean()
-    except Interrupted:
-        clean()
-        raise

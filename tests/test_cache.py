@@ -95,6 +95,7 @@ def test_the_canonical_form_is_not_to_change_under_published_keys() -> None:
     assert digest({"b": [1, "é", None, 1.5], "a": {}}) == "6a8b1ee935918f65b7d74ded10b142317293cecfbe608313a28ec0fc2994f73d"
 
 
+@pytest.mark.row("A17")
 def test_a_flip_of_any_bit_makes_a_sealed_file_unreadable(tmp_path: Path) -> None:
     path, data = tmp_path / "manifest.json", seal({"key": "k", "files": {"0.arrow": {"bytes": 1}}, "text": "é"})
     path.write_bytes(data)
@@ -108,6 +109,7 @@ def test_a_flip_of_any_bit_makes_a_sealed_file_unreadable(tmp_path: Path) -> Non
     assert undetected == []
 
 
+@pytest.mark.row("A17")
 def test_a_sealed_file_of_any_other_length_is_absent(tmp_path: Path) -> None:
     path, data = tmp_path / "manifest.json", seal({"key": "k"})
     for length in range(len(data)):
@@ -120,11 +122,13 @@ def test_a_sealed_file_of_any_other_length_is_absent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"null", b"[]", b'{"sealed": 1}', b"[" * 100_000, b'{"a": NaN}', b"\xff", b"1" * 5000])
+@pytest.mark.row("A17")
 def test_what_is_no_sealed_file_is_absent(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m").write_bytes(data)
     assert unseal(tmp_path / "m") is None
 
 
+@pytest.mark.row("A17")
 def test_a_sealed_file_of_a_gigabyte_is_not_parsed(tmp_path: Path) -> None:
     (tmp_path / "m").touch()
     os.truncate(tmp_path / "m", 1 << 30)
@@ -138,6 +142,7 @@ def test_a_folder_or_a_pipe_in_place_of_a_sealed_file_is_absent_and_never_waited
     assert unseal(tmp_path / "pipe") is None
 
 
+@pytest.mark.row("A17")
 def test_a_manifest_of_a_newer_version_is_an_integrity_error(cache: Cache) -> None:
     entry = cache.entry("ids", IDENTITY)
     make(entry)
@@ -307,6 +312,7 @@ def run(root: Path) -> None:
         cache.close()
 
 
+@pytest.mark.row("A1")
 def test_a_run_killed_at_any_system_call_is_finished_by_the_next(tmp_path: Path) -> None:
     total = points(tmp_path)
     for at in range(1, total + 1):
@@ -338,6 +344,7 @@ def require_whole_but_for_receipts(entry: Entry) -> None:
     require_whole(entry)
 
 
+@pytest.mark.row("A3")
 def test_whatever_a_power_cut_keeps_a_manifest_stands_for_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of a disk: contents are kept if fsynced; of the names changed since the folder's fsync, any may be lost."""
     entry = Cache.open(tmp_path / "cache").entry("ids", IDENTITY)
@@ -392,6 +399,7 @@ def test_whatever_a_power_cut_keeps_a_manifest_stands_for_whole_files(tmp_path: 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.row("A11")
 def test_a_run_that_fails_at_any_system_call_says_so_and_publishes_nothing_wrong(tmp_path: Path, number: int) -> None:
     def act() -> None:
         raise OSError(number, os.strerror(number))
@@ -417,6 +425,7 @@ def test_a_run_that_fails_at_any_system_call_says_so_and_publishes_nothing_wrong
     assert outcomes == {0, 5}
 
 
+@pytest.mark.row("A11")
 def test_a_failed_fsync_is_not_tried_again_and_never_published(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -433,6 +442,7 @@ def test_a_failed_fsync_is_not_tried_again_and_never_published(cache: Cache, mon
     assert list(cache.tmp.iterdir()) == []
 
 
+@pytest.mark.row("A10")
 def test_a_full_disk_names_the_file_and_what_to_do(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(handle: int, data: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -458,6 +468,7 @@ def test_a_short_write_is_continued(cache: Cache, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("lost", ["receipt emptied", "receipt zeroed", "data emptied", "data lost", "manifest emptied"])
+@pytest.mark.row("A3")
 def test_what_a_power_cut_drops_is_computed_again(cache: Cache, lost: str) -> None:
     entry = cache.entry("ids", IDENTITY)
     for name, data in SHARDS.items():
@@ -497,6 +508,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.row("A15", "A16")
 def test_a_damaged_file_is_set_aside_with_one_warning_and_it_alone_is_computed(
     cache: Cache, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -548,6 +560,24 @@ def test_a_file_that_another_run_mends_meanwhile_is_not_set_aside(cache: Cache, 
     assert path.read_bytes() == SHARDS["00001.arrow"]
 
 
+@pytest.mark.row("A7")
+def test_a_file_that_another_run_mends_at_the_last_moment_keeps_its_name(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    caches._verified.clear()
+    path = entry.path("00001.arrow")
+    good, link = path.read_bytes(), os.link
+    damaged(path, b"x")
+
+    def mended_first(*arguments: Any, **options: Any) -> None:
+        damaged(path, good)
+        link(*arguments, **options)
+
+    monkeypatch.setattr(os, "link", mended_first)
+    assert entry.receipt("00001.arrow") is None
+    assert path.read_bytes() == good
+
+
 def test_a_file_that_another_run_replaces_at_once_is_not_taken_for_ours(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = cache.entry("ids", IDENTITY)
     real = os.replace
@@ -564,6 +594,7 @@ def test_a_file_that_another_run_replaces_at_once_is_not_taken_for_ours(cache: C
     assert entry.receipt("00000.arrow") is None
 
 
+@pytest.mark.row("A17")
 def test_a_damaged_manifest_means_that_the_entry_is_computed_again(cache: Cache) -> None:
     entry, computed = cache.entry("ids", IDENTITY), []
     make(entry)
@@ -591,6 +622,7 @@ def test_a_receipt_moved_to_another_shard_is_not_believed(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "a/../../x"])
+@pytest.mark.row("A18")
 def test_a_manifest_that_lists_a_path_is_rejected_unopened(cache: Cache, name: str) -> None:
     entry = cache.entry("ids", IDENTITY)
     manifest = make(entry)
@@ -609,6 +641,7 @@ def test_a_manifest_of_another_shape_is_absent(cache: Cache, files: Any) -> None
 
 
 @pytest.mark.parametrize("name", ["00001.arrow", "manifest.json"])
+@pytest.mark.row("A18")
 def test_a_link_out_of_the_cache_is_rejected_and_not_followed(cache: Cache, tmp_path: Path, name: str) -> None:
     entry = cache.entry("ids", IDENTITY)
     make(entry)
@@ -623,6 +656,7 @@ def test_a_link_out_of_the_cache_is_rejected_and_not_followed(cache: Cache, tmp_
     assert outside.stat().st_atime_ns == read
 
 
+@pytest.mark.row("A11")
 def test_an_unreadable_file_is_an_error_not_damage(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = cache.entry("ids", IDENTITY)
     make(entry)
@@ -651,6 +685,7 @@ def test_a_file_is_hashed_once_and_again_when_it_was_touched(cache: Cache, monke
     assert entry.verified() and len(hashed) == 3
 
 
+@pytest.mark.row("A9")
 def test_a_reader_keeps_its_bytes_while_a_file_is_replaced_set_aside_and_collected(cache: Cache) -> None:
     entry = cache.entry("ids", IDENTITY)
     make(entry)
@@ -692,6 +727,7 @@ def as_nobody(work: Callable[[], None]) -> int:
     return in_child(demoted)
 
 
+@pytest.mark.row("A13")
 def test_a_read_only_cache_is_used_and_not_touched(readonly: Path) -> None:
     def work() -> None:
         cache = Cache.open(readonly)
@@ -705,6 +741,7 @@ def test_a_read_only_cache_is_used_and_not_touched(readonly: Path) -> None:
     assert {p: (p.lstat().st_mtime_ns, p.lstat().st_ctime_ns) for p in [readonly, *readonly.rglob("*")]} == before
 
 
+@pytest.mark.row("A14")
 def test_a_read_only_cache_is_refused_before_work_starts(readonly: Path) -> None:
     def work() -> None:
         with pytest.raises(ResourceError, match=r"cache '.*' is not writable \(uid \d+\).*Set cache\.dir=") as caught:
@@ -714,6 +751,7 @@ def test_a_read_only_cache_is_refused_before_work_starts(readonly: Path) -> None
     assert as_nobody(work) == 5
 
 
+@pytest.mark.row("A15")
 def test_a_damaged_read_only_cache_is_an_integrity_error(readonly: Path) -> None:
     (path,) = readonly.glob("ids/*/00001.arrow")
     path.chmod(0o644)
@@ -736,6 +774,7 @@ def test_a_writable_cache_is_left_as_it_was(cache: Cache) -> None:
 # -- runs beside one another ------------------------------------------------------------------------------
 
 
+@pytest.mark.row("A28")
 def test_rubbish_of_dead_runs_is_removed_and_of_living_ones_kept(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     mine = Cache.open(root)
@@ -772,6 +811,7 @@ def test_two_caches_of_one_process_do_not_remove_each_others_files(tmp_path: Pat
 
 
 @pytest.mark.parametrize("locks", ["locks", "no locks"])
+@pytest.mark.row("A6", "A7")
 def test_runs_at_once_all_end_well_with_the_same_bytes(tmp_path: Path, locks: str) -> None:
     for round_ in range(8):
         root = tmp_path / str(round_)
@@ -806,6 +846,7 @@ def test_runs_at_once_all_end_well_with_the_same_bytes(tmp_path: Path, locks: st
         assert list((root / "tmp").iterdir()) == []
 
 
+@pytest.mark.row("A6")
 def test_a_lock_keeps_others_waiting_and_leaves_no_file(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     entry, order = cache.entry("ids", IDENTITY), []
@@ -826,6 +867,7 @@ def test_a_lock_keeps_others_waiting_and_leaves_no_file(cache: Cache, caplog: py
     assert entry.folder in cache.leased()
 
 
+@pytest.mark.row("A28")
 def test_the_lock_of_a_killed_holder_is_free(cache: Cache) -> None:
     entry = cache.entry("ids", IDENTITY)
 
@@ -839,6 +881,7 @@ def test_the_lock_of_a_killed_holder_is_free(cache: Cache) -> None:
         pass
 
 
+@pytest.mark.row("A7")
 def test_where_locks_do_not_exist_work_goes_on_without(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
@@ -874,6 +917,7 @@ def test_gc_removes_the_longest_unused_first_and_no_more_than_needed(cache: Cach
     assert cache.gc(12_000) == {}
 
 
+@pytest.mark.row("A31")
 def test_gc_keeps_what_a_living_run_leases(tmp_path: Path, cache: Cache) -> None:
     kept, gone = stored(cache, 1, 300), stored(cache, 2, 100)
     cache.close()
@@ -884,6 +928,7 @@ def test_gc_keeps_what_a_living_run_leases(tmp_path: Path, cache: Cache) -> None
     assert list(cache.gc(0)) == [kept.folder]
 
 
+@pytest.mark.row("A31")
 def test_a_run_that_leases_an_entry_as_gc_takes_it_waits_and_finds_it_gone(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1003,10 +1048,11 @@ def test_why_follows_a_changed_key_upstream_to_the_field_that_changed_it(cache: 
 # -- the disk and its errors ------------------------------------------------------------------------------
 
 
+@pytest.mark.row("A10")
 def test_too_little_space_is_said_before_work_with_both_numbers(tmp_path: Path) -> None:
     require_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(ResourceError, match=r"needs about 1,000,000,000,000 MB, [\d,]+ MB are free\..*cache\.dir=") as caught:
-        require_space(tmp_path / "not" / "yet", 10**18)
+    with pytest.raises(ResourceError, match=r"needs about 900 TB, [\d.]+ .B are free\..*cache\.dir=") as caught:
+        require_space(tmp_path / "not" / "yet", 9 * 10**14)
     assert caught.value.exit_code == 5
 
 
@@ -1021,6 +1067,7 @@ def test_too_little_space_is_said_before_work_with_both_numbers(tmp_path: Path) 
         (errno.EIO, "Input/output error"),
     ],
 )
+@pytest.mark.row("A10", "A12")
 def test_a_failed_call_names_path_and_remedy_in_one_line(number: int, says: str) -> None:
     error = from_os_error(OSError(number, os.strerror(number)), "/some/\nplace")
     assert isinstance(error, ResourceError)
@@ -1032,6 +1079,7 @@ def test_an_interruption_keeps_its_exit_code_across_processes() -> None:
     assert (error.exit_code, str(error)) == (143, str(Interrupted(2)))
 
 
+@pytest.mark.row("A27")
 def test_the_cache_may_lie_anywhere(tmp_path: Path) -> None:
     cache = Cache.open(tmp_path / "a b" / "é\n'" / ("x" * 255))
     make(cache.entry("ids", IDENTITY))

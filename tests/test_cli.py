@@ -49,6 +49,7 @@ def test_a_run_ends_with_the_path_on_stdout_and_logs_on_stderr_and_again_compute
     assert "computed" not in second.stdout and "cached" in second.stdout and second.stderr == ""
 
 
+@pytest.mark.row("C25", "C26")
 def test_C25_and_C26_a_failing_job_of_a_sweep_stops_no_other_and_what_is_done_is_not_done_again(at):
     found = ran("-m", *TINY, "window.stride=8,0,16")
     assert found.returncode == 2 and found.stdout.splitlines()[-1] == "outputs/sample"
@@ -61,6 +62,7 @@ def test_C25_and_C26_a_failing_job_of_a_sweep_stops_no_other_and_what_is_done_is
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["A4-SIGINT", "A5-SIGTERM"])
 @pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.row("A4", "A5")
 def test_a_signal_ends_a_run_calmly_and_the_same_command_continues(at, number, sweep):
     (at / "lines.txt").write_text("some words on a line\n" * 300_000)
     slow = ["corpus=text", "corpus.paths=[lines.txt]", "corpus.document=line", "corpus.shard_bytes=500000", "engine=serial"]
@@ -252,6 +254,7 @@ def test_every_mode_has_a_balance_that_adds_up(at, window):
         assert int(total.split()[-1]) == sum(int(part.split()[0]) for part in parts.split(" + "))
 
 
+@pytest.mark.row("C24")
 def test_a_table_keeps_words_whole_drops_empty_columns_and_escapes_what_it_holds(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr("shutil.get_terminal_size", lambda *_: os.terminal_size((30, 24)))
@@ -264,6 +267,7 @@ def test_a_table_keeps_words_whole_drops_empty_columns_and_escapes_what_it_holds
     assert all(word in text.split() for word in "failed (2): because of a long reason".split())
 
 
+@pytest.mark.row("C20", "C24")
 def test_the_log_is_one_plain_line_a_record_without_control_characters_or_secrets(capsys, monkeypatch):
     import logging
 

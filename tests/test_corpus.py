@@ -505,6 +505,7 @@ def restore_times(path: Path, data: bytes) -> None:
 
 @pytest.mark.parametrize("change", [rewrite, replace, restore_times])
 @pytest.mark.parametrize("form", ["text", "parquet"])
+@pytest.mark.row("A21")
 def test_a_source_changed_between_plan_and_load_is_refused(
     change: Callable[[Path, bytes], None], form: str, tmp_path: Path
 ) -> None:
@@ -525,6 +526,7 @@ def test_a_source_changed_between_plan_and_load_is_refused(
 
 
 @pytest.mark.parametrize("change", [rewrite, restore_times])
+@pytest.mark.row("A21")
 def test_a_source_changed_while_it_is_read_is_refused(
     change: Callable[[Path, bytes], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -539,6 +541,7 @@ def test_a_source_changed_while_it_is_read_is_refused(
         list(batches)
 
 
+@pytest.mark.row("A21")
 def test_a_source_that_shrinks_or_goes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "BLOCK", 16)
     path = tmp_path / "source"
@@ -564,6 +567,7 @@ def test_a_source_that_is_only_touched_is_read(tmp_path: Path) -> None:
     assert sum(len(batch) for batch in corpus.load(shard, settings, Counter())) == 1
 
 
+@pytest.mark.row("A19")
 def test_rehash_sees_a_change_that_stat_hides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "source"
     path.write_bytes(b"text")

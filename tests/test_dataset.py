@@ -103,6 +103,22 @@ def test_the_default_dataloader_of_torch_reads_it(folder):
     assert torch.equal(batches[2]["target_ids"][2], open_dataset(folder)[22]["target_ids"])
 
 
+@pytest.mark.slow
+@pytest.mark.row("C29")
+def test_a_causal_model_that_shifts_labels_itself_learns_the_very_targets_of_a_row(folder):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_positions=L, n_embd=8, n_layer=1, n_head=2)).eval()
+    batch = next(iter(DataLoader(open_dataset(folder), batch_size=4)))
+    inputs, targets = batch["input_ids"], batch["target_ids"]
+    assert "labels" not in batch and torch.equal(inputs[:, 1:], targets[:, :-1])
+    shifted_by_it = model(input_ids=inputs, labels=inputs)  # as transformers wants it: labels are the inputs, unshifted
+    own = torch.nn.functional.cross_entropy(shifted_by_it.logits[:, :-1].reshape(-1, V), targets[:, :-1].reshape(-1))
+    assert torch.allclose(shifted_by_it.loss, own)
+    assert not torch.allclose(model(input_ids=inputs, labels=targets).loss, own)  # what a column called labels would do
+
+
 def test_tensors_may_be_written_to_without_touching_the_file(folder):
     data = open_dataset(folder)
     data[0]["input_ids"].fill_(7)

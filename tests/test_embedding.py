@@ -238,6 +238,7 @@ def test_an_unknown_name_is_asked_for_with_the_candidates(tmp_path):
     assert len(embedding.tables(from_model(tmp_path / "m", tensor="front.my_embedding"), V, L)[TOKENS]) == V
 
 
+@pytest.mark.row("C27")
 def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -259,6 +260,7 @@ def test_learned_positions_are_the_models_own_where_it_has_them(tmp_path):
     assert embedding.tables(from_model(gpt2, positions="sinusoidal"), V, L)[POSITIONS].shape == (L, D)
 
 
+@pytest.mark.row("C8")
 def test_a_table_smaller_than_the_vocabulary_is_an_error_before_any_lookup(tmp_path):
     write_model(tmp_path / "m", {"wte.weight": table()})
     with pytest.raises(TokenizerError, match=f"has {V} rows, the vocabulary {V + 2} IDs, {V} to {V + 1} without a vector"):
@@ -267,6 +269,7 @@ def test_a_table_smaller_than_the_vocabulary_is_an_error_before_any_lookup(tmp_p
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.row("C28")
 def test_nan_and_infinity_are_named_by_row(tmp_path, bad, dtype):
     weights = table(dtype=dtype)
     weights[41, 2] = bad
@@ -281,6 +284,7 @@ def test_a_width_that_is_not_the_models_is_an_error(tmp_path):
         embedding.tables(from_model(tmp_path / "m", embedding_dim=64), V, L)
 
 
+@pytest.mark.row("C27")
 def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/pytorch_model.bin").write_bytes(b"")
@@ -445,6 +449,7 @@ def test_batches_are_cut_by_size_alone_and_memory_is_used_again_only_when_free(m
     assert np.array_equal(np.concatenate([c.to_pylist() for c in columns]).reshape(20, L, D), values(held))
 
 
+@pytest.mark.row("C8")
 def test_an_id_without_a_vector_is_an_error_naming_its_row():
     e, ids = Embedding(embedding_dim=D), some_ids(20)
     tables = embedding.tables(e, V, L)
@@ -467,6 +472,7 @@ def test_float16_that_cannot_hold_the_table_is_refused():
         next(embedding.embed([windows(some_ids())], tables, Embedding(dtype="float16")))
 
 
+@pytest.mark.row("C28")
 def test_where_the_device_is_too_small_the_batch_halves():
     e, ids = Embedding(embedding_dim=D), some_ids().ravel()
     tables = embedding.tables(e, V, L)

@@ -7,6 +7,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from pipeline import engine
 from pipeline.config import Engine
-from pipeline.errors import InputError, PipelineError, ResourceError
+from pipeline.errors import InputError, Interrupted, PipelineError, ResourceError
 
 ENGINES = [
     Engine("serial"),
@@ -94,6 +95,7 @@ def test_no_more_than_twice_the_workers_are_begun(how: Engine) -> None:
 
 
 @pytest.mark.parametrize("how", ENGINES, ids=names)
+@pytest.mark.row("A25")
 def test_every_engine_ends_with_the_error_of_the_first_item_and_names_it(how: Engine) -> None:
     with pytest.raises(ValueError, match="bad 3") as caught:
         list(engine.run(how, fail, range(9)))
@@ -146,6 +148,7 @@ def test_a_result_that_cannot_be_pickled_is_an_error() -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", ["killed", "crashes", "exits", "hangs"])
+@pytest.mark.row("A23", "A24")
 def test_the_item_of_a_dead_worker_is_tried_once_more(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +190,7 @@ def test_what_is_tried_once_more_is_computed_alone(tmp_path: Path) -> None:
         ("hangs always", "no sign of life for 1 s"),
     ],
 )
+@pytest.mark.row("A23", "A24")
 def test_an_item_that_ends_two_workers_is_named(how: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "PATIENCE", 1.0)
     monkeypatch.setattr(engine, "LOOK", 0.1)
@@ -309,6 +313,7 @@ LINE = "Interrupted. Finished stages are kept; rerun the same command to continu
 
 @pytest.mark.parametrize(("kind", "workers"), [("serial", 1), ("threads", 2), ("processes", 2)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.row("A4", "A5")
 def test_a_signal_ends_everything_with_one_line(program: Any, tmp_path: Path, kind: str, workers: int, number: int) -> None:
     process, pids = program(kind, workers, "task")
     started = time.monotonic()
@@ -324,6 +329,7 @@ def test_a_signal_ends_everything_with_one_line(program: Any, tmp_path: Path, ki
 @pytest.mark.parametrize(
     ("kind", "workers", "function"), [("serial", 1, "stuck"), ("threads", 2, "stuck"), ("serial", 1, "lingers")]
 )
+@pytest.mark.row("A4", "A5")
 def test_what_no_exception_reaches_ends_after_a_while(program: Any, kind: str, workers: int, function: str) -> None:
     process, _ = program(kind, workers, function)
     process.send_signal(signal.SIGTERM)
@@ -331,6 +337,7 @@ def test_what_no_exception_reaches_ends_after_a_while(program: Any, kind: str, w
     assert (process.returncode, said) == (143, LINE)
 
 
+@pytest.mark.row("A4")
 def test_a_second_signal_ends_at_once(program: Any) -> None:
     process, _ = program("threads", 2, "stuck")
     process.send_signal(signal.SIGINT)
@@ -350,11 +357,28 @@ def test_ctrl_c_for_the_whole_group_is_decided_by_the_parent(program: Any) -> No
 
 
 @pytest.mark.parametrize("function", ["task", "stuck"])
+@pytest.mark.row("A2")
 def test_workers_end_within_seconds_of_their_parent(program: Any, function: str) -> None:
     process, pids = program("processes", 2, function)
     process.kill()
     process.wait()
     until(lambda: not any(map(alive, pids)), 5)
+
+
+@pytest.mark.row("A4", "A5")
+def test_work_beside_has_ended_even_where_the_signal_comes_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, shutdown, told = [], ThreadPoolExecutor.shutdown, []
+
+    def interrupted(pool: ThreadPoolExecutor, **options: Any) -> None:
+        if not told:
+            told.append(True)
+            raise Interrupted(signal.SIGINT)
+        shutdown(pool, **options)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
+    with pytest.raises(Interrupted), engine.beside() as pool:
+        pool.submit(lambda: (time.sleep(0.2), ended.append(True)))
+    assert ended
 
 
 def test_signals_leaves_everything_as_it_was() -> None:

@@ -101,6 +101,7 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], li
         pytest.param(["corpus=text", "corpus.paths=['*.txt']"], r"pattern '\*.txt' \(cwd .*\) matched no files", id="B25"),
     ],
 )
+@pytest.mark.row("A32", "C11", "C12", "C13", "C14", "C15", "C16", "C17", "C18", "C21")
 def test_a_bad_configuration_ends_with_2_and_one_line_before_anything_is_made(ends, at, arguments, said):
     code, err = ends(*arguments)
     assert code == 2
@@ -144,6 +145,7 @@ hydra:
     ],
 )
 @pytest.mark.parametrize("sweep", [[], ["-m", "window.stride=8,16"]], ids=["run", "sweep"])
+@pytest.mark.row("C14", "C15", "C17", "C20", "C21", "C22")
 def test_a_yaml_file_that_is_not_plain_data_of_ours_is_refused_and_nothing_of_it_runs(
     ends, at, choices, group, text, said, sweep
 ):
@@ -154,6 +156,7 @@ def test_a_yaml_file_that_is_not_plain_data_of_ours_is_refused_and_nothing_of_it
     assert re.search(said, err) and "Traceback" not in err
 
 
+@pytest.mark.row("C14")
 def test_a_primary_config_without_our_schema_is_refused_with_2(ends, tmp_path_factory):  # C14
     folder = tmp_path_factory.mktemp("conf")
     (folder / "own.yaml").write_text("corpus: {name: a}")
@@ -181,6 +184,7 @@ SECRET = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345"
         "corpus.url=https://s3cr3tvalue@example.org/x",
     ],
 )
+@pytest.mark.row("C20")
 def test_C20_a_secret_among_the_arguments_is_refused_before_anything_is_written(ends, at, argument):
     code, err = ends(argument)
     assert code == 2 and "looks like a secret: put it in the environment (HF_TOKEN)" in one_line(err)
@@ -192,6 +196,7 @@ def test_C20_a_secret_among_the_arguments_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("sweep", [[], ["-m", "window.stride=8,16"]], ids=["run", "sweep"])
+@pytest.mark.row("C20")
 def test_C20_a_secret_in_a_yaml_file_reaches_no_file_and_no_message(ends, at, choices, monkeypatch, sweep):
     monkeypatch.setenv("HF_TOKEN", "0paque")
     for text in (f"text_column: {SECRET}", "# @package hydra.job\nenv_copy: [HF_TOKEN]"):
@@ -200,6 +205,7 @@ def test_C20_a_secret_in_a_yaml_file_reaches_no_file_and_no_message(ends, at, ch
     assert not any(word in p.read_text() for p in at.rglob("*") if p.is_file() for word in (SECRET, "0paque"))
 
 
+@pytest.mark.row("C19")
 def test_C19_a_value_from_the_environment_stays_unresolved_in_all_that_is_written_down(ends, at, monkeypatch):
     monkeypatch.setenv("MY_COLUMN", "s3cr3tvalue")
     assert ends("corpus.text_column=${oc.env:MY_COLUMN}", *TINY)[0] == 0
@@ -208,6 +214,7 @@ def test_C19_a_value_from_the_environment_stays_unresolved_in_all_that_is_writte
     assert not any(b"s3cr3tvalue" in p.read_bytes() for p in at.rglob("*") if p.is_file())
 
 
+@pytest.mark.row("C20")
 def test_C20_a_secret_that_an_interpolation_resolves_to_is_taken_out_of_the_message(ends, monkeypatch):
     monkeypatch.setenv("MY_MODE", SECRET)
     code, err = ends("window.mode=${oc.env:MY_MODE}")
@@ -233,6 +240,7 @@ def test_the_composed_configuration_as_it_is_passes_the_search_for_code_and_secr
 
 
 @pytest.mark.parametrize("name", ["file", "link", "folder"])
+@pytest.mark.row("A32")
 def test_A32_what_is_not_ours_at_the_place_of_the_output_is_left_alone(ends, at, name):
     place = at / "out"
     elsewhere = at / "elsewhere"
@@ -250,6 +258,7 @@ def test_A32_what_is_not_ours_at_the_place_of_the_output_is_left_alone(ends, at,
     assert written(at) == before
 
 
+@pytest.mark.row("A14", "A32")
 def test_A32_a_place_that_cannot_be_written_is_said_before_any_work(ends, at):
     (at / "file").touch()
     code, err = ends("output.dir=file/x", *TINY)
@@ -264,6 +273,7 @@ def test_A32_what_a_killed_run_left_beside_the_jobs_of_a_sweep_is_no_strangers(e
     assert ends(*TINY)[0] == 0
 
 
+@pytest.mark.row("A27")
 def test_a_folder_of_an_unusual_name_works_and_gives_the_same_bytes(ends, at):  # A27
     strange = "sp ace ü 你\nline"
     assert ends(*TINY, "output.dir=plain")[0] == 0
@@ -272,6 +282,7 @@ def test_a_folder_of_an_unusual_name_works_and_gives_the_same_bytes(ends, at):  
     assert (at / strange / "out/manifest.json").read_bytes() == (at / "plain/manifest.json").read_bytes()
 
 
+@pytest.mark.row("C3")
 def test_C3_an_end_token_is_asked_for_and_there_is_none(ends):
     code, err = ends("tokenizer=words", "vocabulary.append_eos=true", "embedding=none")
     assert code == 2 and "no eos_token: set tokenizer.eos_token=, or vocabulary.append_eos=false" in one_line(err)
@@ -284,17 +295,20 @@ def test_append_eos_true_and_false_are_understood_as_yaml_and_as_text(ends, at, 
     assert ends(*TINY, *choices("vocabulary", "append_eos: true"))[0] == 0
 
 
+@pytest.mark.row("C9")
 def test_C9_a_corpus_shorter_than_a_window_is_an_input_error_with_both_numbers(ends):
     code, err = ends(*TINY[:2], "window.context_length=100000")
     assert code == 3 and "one window needs 100001; lower window.context_length" in one_line(err)
 
 
+@pytest.mark.row("C1")
 def test_C1_a_tokenizer_that_is_nowhere_ends_with_6_and_the_places_that_were_tried(ends, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, err = ends("tokenizer=hub", "tokenizer.name=nobody/nothing", "embedding=none")
     assert code == 6 and "tokenizer 'nobody/nothing' not found; tried" in one_line(err)
 
 
+@pytest.mark.row("C24")
 def test_C24_a_file_name_with_escape_codes_never_reaches_the_terminal_raw(ends, at):
     (at / "a\x1b[31mb\nc.txt").write_bytes(b"ab\xff")
     code, err = ends("corpus=text", "corpus.paths=['*.txt']", *TINY)

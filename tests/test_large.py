@@ -92,6 +92,7 @@ def test_one_gigabyte_in_one_line_takes_less_than_two_of_memory(assets, at):
     assert int(done.stdout.split()[-1]) < 2 * 2**20  # kilobytes
 
 
+@pytest.mark.row("A2")
 def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(twenty, at):
     common = [
         "corpus=jsonl",

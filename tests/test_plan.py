@@ -145,6 +145,7 @@ def test_a_pattern_that_matches_nothing_is_named_with_the_folder_and_the_nearest
         plan.find(Corpus(paths=["gone/deep/*.txt"]))
 
 
+@pytest.mark.row("C24")
 def test_names_that_would_forge_a_log_line_are_escaped(here: Path, caplog: pytest.LogCaptureFixture, cache: Cache) -> None:
     write(here, **{"a\nforged \x1b[31m": ""})
     make(cache, paths=["."])
@@ -349,6 +350,7 @@ def test_only_files_whose_stat_changed_are_hashed_again(here: Path, cache: Cache
     assert len(list((cache.root / "sources").iterdir())) == 1
 
 
+@pytest.mark.row("A19")
 def test_a_change_of_equal_size_and_restored_mtime_is_seen(here: Path, cache: Cache, settled: None) -> None:
     write(here, a="old")
     stat = os.stat("a")
@@ -358,6 +360,7 @@ def test_a_change_of_equal_size_and_restored_mtime_is_seen(here: Path, cache: Ca
     assert make(cache, paths=["a"]).sha256 != first.sha256
 
 
+@pytest.mark.row("A19")
 def test_a_file_written_just_now_is_not_believed_and_not_remembered(here: Path, cache: Cache, hashed: list[str]) -> None:
     write(here, a="text", old="old")
     made = make(cache, paths=["a"])
@@ -393,6 +396,7 @@ def test_a_cache_that_cannot_be_written_only_costs_the_hashing(here: Path, settl
 
 
 @pytest.mark.parametrize("change", [lambda path: path.write_text("longer"), lambda path: path.write_text("TEXT")])
+@pytest.mark.row("A21")
 def test_a_file_that_changes_while_it_is_hashed_is_refused(
     change: Callable[[Path], Any], here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +138,7 @@ def test_engine_workers_and_batch_size_recompute_nothing(at):
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "words"])
+@pytest.mark.row("A29")
 def test_every_engine_worker_count_and_batch_size_gives_the_same_bytes(texts, tokenizer):
     common = [
         "corpus=text",
@@ -161,6 +165,7 @@ def test_shards_leave_no_seams(texts):
     assert table(one.folder).equals(table(many.folder))
 
 
+@pytest.mark.row("A15")
 def test_a_damaged_file_is_set_aside_and_only_its_shard_is_computed_again(texts):
     common = ["corpus=text", "corpus.paths=[texts]", *SMALL, "corpus.shard_bytes=3000"]
     first = ran(*common, "output.dir=one")
@@ -186,6 +191,7 @@ def test_a_damaged_output_is_written_again(at):
     assert again.published and path.read_text() != "mine now"
 
 
+@pytest.mark.row("A32")
 def test_a_folder_that_is_not_ours_is_never_touched(at):
     folder = Path("outputs/sample")
     folder.mkdir(parents=True)
@@ -219,6 +225,7 @@ def test_what_a_run_that_died_had_moved_aside_returns(at, monkeypatch, exchange)
     assert not Path("outputs/.tmp").exists()
 
 
+@pytest.mark.row("A32")
 def test_a_dataset_that_cannot_be_replaced_stays(at, monkeypatch):
     digest = digests(ran(*SMALL).folder)
     monkeypatch.setattr(output.ctypes, "CDLL", lambda *args, **options: None)
@@ -245,6 +252,7 @@ def test_jobs_of_a_sweep_live_inside_the_output_and_survive_a_run_of_their_paren
     assert not Path("outputs/.tmp").exists()
 
 
+@pytest.mark.row("C9")
 def test_more_context_than_corpus_is_an_input_error_with_both_numbers(at):
     Path("tiny.txt").write_text("only a few words here")
     with pytest.raises(InputError, match=r"corpus has \d+ tokens, one window needs 257; lower window.context_length"):
@@ -257,11 +265,117 @@ def test_a_corpus_of_white_space_is_an_input_error_with_the_counts(at):
         ran("corpus=text", "corpus.paths=[blank.txt]")
 
 
+@pytest.mark.row("A20")
 def test_a_renamed_or_touched_corpus_is_a_cache_hit(texts):
     ran("corpus=text", "corpus.paths=[texts]", *SMALL, "name=x")
     texts.rename(texts.with_name("renamed"))
     (texts.with_name("renamed") / "a.txt").touch()
     assert set(states(ran("corpus=text", "corpus.paths=[renamed]", *SMALL, "name=x")).values()) == {"cached"}
+
+
+@pytest.mark.row("A7")
+def test_receipts_that_another_run_takes_away_at_once_cost_nothing(texts, monkeypatch):
+    common = ["corpus=text", "corpus.paths=[texts]", *SMALL, "corpus.shard_bytes=40000"]
+    expected = digests(ran(*common).folder)
+    monkeypatch.setattr(cache.Entry, "_publish_receipt", lambda *arguments: None)
+    assert digests(ran(*common, "cache.dir=other", "output.dir=out").folder) == expected
+
+
+@pytest.mark.row("A22")
+def test_times_of_files_and_of_the_clock_change_nothing(texts, monkeypatch):
+    common = ["corpus=text", "corpus.paths=[texts]", *SMALL]
+    now = digests(ran(*common).folder)
+    real = time.time
+    for stamp in (0, 4_070_908_800):  # 1970 and 2099, of the corpus and of all that is cached
+        for path in (*texts.iterdir(), *Path("data/cache").rglob("*")):
+            os.utime(path, (stamp, stamp))
+        monkeypatch.setattr(time, "time", lambda: real() - 86_400)  # and the clock goes back by a day
+        cache._verified.clear()
+        again = ran(*common)
+        assert set(states(again).values()) == {"cached"} and digests(again.folder) == now
+        fresh = ran(*common, f"cache.dir=fresh-{stamp}", f"output.dir=out-{stamp}")
+        assert digests(fresh.folder) == now
+
+
+@pytest.mark.row("A30")
+def test_a_stage_of_another_version_is_computed_again_and_those_before_it_are_not(at, monkeypatch):
+    before = digests(ran(*SMALL).folder)
+    monkeypatch.setattr("pipeline.window.VERSION", 999)
+    newer = states(ran(*SMALL))
+    assert newer["window"] == newer["embed"] == "computed" and newer["encode"] == newer["load"] == "cached"
+    monkeypatch.undo()
+    os.chdir(at)
+    older = ran(*SMALL)
+    assert set(states(older).values()) == {"cached"} and digests(older.folder) == before
+
+
+@pytest.mark.row("A8")
+def test_different_configurations_at_once_on_one_cache_give_what_each_gives_alone(texts):
+    common = ["corpus=text", "corpus.paths=[texts]", "engine=serial", "corpus.shard_bytes=40000"]
+    different = [
+        [*SMALL, "tokenizer=bytes"],
+        ["window.context_length=32", SMALL[2], "tokenizer=bytes"],
+        [*SMALL, "tokenizer=chars"],
+    ]
+    configs = [composed(*common, *choices, f"output.dir=together-{i}") for i, choices in enumerate(different)]
+    with ThreadPoolExecutor(3) as pool:
+        together = [digests(outcome.folder) for outcome in pool.map(run, configs)]
+    for i, choices in enumerate(different):
+        assert digests(ran(*common, *choices, f"output.dir=alone-{i}", f"cache.dir=alone-cache-{i}").folder) == together[i]
+
+
+@pytest.mark.row("A10")
+def test_an_estimate_of_what_will_be_stored_warns_before_work_and_knows_what_is_there(texts, monkeypatch, caplog):
+    common = [
+        "corpus=text",
+        "corpus.paths=[texts]",
+        "tokenizer=bytes",
+        "embedding=none",
+        "window.stride=256",
+        "corpus.shard_bytes=3000",
+    ]
+    free = [10**12]
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=free[0]))
+    rows = ran(*common, "cache.dir=roomy").rows
+    sizes = [
+        sum(p.stat().st_size for p in Path("roomy", stage).rglob("*.arrow"))
+        for stage in ("load", "tokenize", "encode", "window")
+    ]
+    for part, said in ((0.8, True), (1.05, False)):
+        caplog.clear()
+        free[0] = max(int(part * sum(sizes[:3])), sizes[3])
+        ran(*common, f"cache.dir=tight-{part}", f"output.dir=out-{part}")
+        assert any("this run needs about" in message for message in caplog.messages) == said
+    free[0] = 1000
+    with pytest.raises(ResourceError, match="this run needs about"):
+        ran(*common, "cache.dir=roomy", "window.context_length=512")
+    (manifest,) = Path("roomy/window").glob("*/manifest.json")
+    entry, notes = (
+        cache.Entry(cache.Cache(Path("roomy"), "x"), "window", manifest.parent.name, {}),
+        files.unseal(manifest)["files"],
+    )
+    manifest.unlink()
+    for name, note in notes.items():
+        entry._publish_receipt(name, note)
+    assert ran(*common, "cache.dir=roomy").rows == rows  # stored as far as it goes: nothing more is needed
+
+
+@pytest.mark.row("A10")
+def test_a_dataset_that_must_be_copied_to_a_full_disk_is_refused_before_a_byte_is(at, monkeypatch):
+    """Cache and output on two disks, as their device numbers tell."""
+    ran(*SMALL)
+    cached, stat = os.path.abspath("data/cache"), Path.stat
+
+    def elsewhere(path, **options):
+        found = stat(path, **options)
+        return os.stat_result((*found[:2], found.st_dev + (os.path.abspath(path).startswith(cached)), *found[3:]))
+
+    monkeypatch.setattr(Path, "stat", elsewhere)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 10))
+    with pytest.raises(ResourceError, match="'out': this run needs about"):
+        ran(*SMALL, "output.dir=out")
+    assert not Path("out").exists() and not Path(".tmp").exists()
 
 
 def test_a_run_imports_neither_pandas_nor_torch_nor_transformers_nor_datasets(at):

@@ -480,6 +480,7 @@ def test_tokens_stand_over_the_flat_ids_without_a_copy(made):
     column.validate(full=True)
 
 
+@pytest.mark.row("C2")
 def test_an_id_outside_the_vocabulary_is_an_error_and_never_wraps(made):
     tok = opened(made["bytes"])
 
@@ -575,6 +576,7 @@ def test_a_model_that_cannot_take_a_literal_as_text_refuses_it(tmp_path):
     assert ids_of(opened(folder, "token"), [batch(["a</s>b"])]) == [[2, 1, 3]]
 
 
+@pytest.mark.row("C7")
 def test_characters_that_vanish_are_counted_in_bytes(tmp_path):
     save(tmp_path / "plain", {"tokenizer.json": plain_bpe()})
     tok = opened(build_pretrained(tmp_path, name=str(tmp_path / "plain")))
@@ -626,6 +628,7 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("state", ["offline mode", "nobody answers", "silence"])
+@pytest.mark.row("C1")
 def test_without_a_network_the_error_names_every_place_within_five_seconds(hub, monkeypatch, state):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         if state == "offline mode":
@@ -729,6 +732,7 @@ def test_a_folder_with_a_vocabulary_alone_is_converted_and_gives_the_same_ids(tm
     assert (tok.cls_id, tok.sep_id, tok.frame) == (2, 3, ((2,), (3,), True))
 
 
+@pytest.mark.row("C4")
 def test_a_tokenizer_in_python_alone_works_with_one_warning_that_names_its_rate(tmp_path, caplog):
     source = save(tmp_path / "esm", {"vocab.txt": ESM_WORDS, "tokenizer_config.json": '{"tokenizer_class": "EsmTokenizer"}'})
     settings = Settings(kind="pretrained", name=str(source))
@@ -751,6 +755,7 @@ def test_a_tokenizer_in_python_alone_works_with_one_warning_that_names_its_rate(
     assert (tok.frame, tok.decode([4, 5])) == (((0,), (2,), False), "L A")
 
 
+@pytest.mark.row("C18")
 def test_remote_code_is_never_run(tmp_path):
     canary = tmp_path / "canary"
     source = save(
@@ -773,6 +778,7 @@ def test_what_is_no_tokenizer_is_said_to_be_none(tmp_path):
         pretrained.load(Settings(kind="pretrained", name=str(source)))
 
 
+@pytest.mark.row("C6")
 def test_padding_and_truncation_are_switched_off(tmp_path):
     padding = {
         "strategy": {"Fixed": 8},
@@ -806,6 +812,7 @@ def test_special_tokens_come_from_the_files_beside_and_from_the_configuration(tm
         build_pretrained(tmp_path, name=str(source), eos_token="[SEPP]")
 
 
+@pytest.mark.row("C5")
 def test_a_template_is_recorded_and_never_applied(tmp_path, made):
     single = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     post = {

@@ -77,6 +77,7 @@ def test_the_stream_equals_a_naive_reference_however_it_is_batched(rows, eos, bo
     assert counts["ids"] == counts["tokens"] + counts["eos"] + counts["bos"] == len(expected)
 
 
+@pytest.mark.row("C7")
 def test_unknown_tokens_are_counted_or_refused_naming_the_document():
     b = batch([[1, 2], [3, 3, 5]], [True, True])
     assert encoded([b], unknown_id=3)[1]["unknown"] == 2
@@ -89,6 +90,7 @@ def test_slices_of_a_larger_batch_are_read_where_they_lie():
     assert encoded([whole.slice(1, 2)], eos_id=9)[0] == [[2, 3, 9], [4, 9]]
 
 
+@pytest.mark.row("C2")
 def test_the_narrowest_dtype_holds_the_vocabulary_and_a_forced_one_is_checked():
     assert [narrowest(n).name for n in (1, 256, 257, 65536, 65537)] == ["uint8", "uint8", "uint16", "uint16", "uint32"]
     assert vocabulary.dtype(Vocabulary(), 50257).name == "uint16"
@@ -107,6 +109,7 @@ def test_auto_appends_an_end_only_between_several_documents_of_a_tokenizer_that_
 
 
 @pytest.mark.parametrize(("asked", "named"), [({"append_eos": "true"}, "eos_token"), ({"prepend_bos": True}, "bos_token")])
+@pytest.mark.row("C3")
 def test_a_mark_that_the_tokenizer_lacks_is_a_configuration_error(asked, named):
     with pytest.raises(ConfigError, match=f"no {named}: set tokenizer.{named}="):
         vocabulary.marks(Vocabulary(**asked), tokenizer(), True)

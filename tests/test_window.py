@@ -158,6 +158,7 @@ def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize("tail", ["drop", "pad"])
+@pytest.mark.row("C10")
 def test_windows_over_the_stream_equal_the_reference_on_a_grid(tmp_path: Path, tail: str) -> None:
     for n in range(14):
         documents = documents_of([n])
@@ -203,6 +204,7 @@ def test_windows_within_documents_equal_the_reference(tmp_path: Path, tail: str,
         (11, 8, 2, 2),
     ],
 )
+@pytest.mark.row("C10")
 def test_the_number_of_windows_is_that_of_the_formula(tmp_path: Path, n: int, length: int, stride: int, rows: int) -> None:
     stream = stream_of(tmp_path, [[[row(list(range(n)))]]])
     plan = plan_of(Window(context_length=length, stride=stride), stream)
@@ -211,6 +213,7 @@ def test_the_number_of_windows_is_that_of_the_formula(tmp_path: Path, n: int, le
 
 
 @pytest.mark.parametrize("n", [1, 7, 8])
+@pytest.mark.row("C9", "C10")
 def test_a_stream_of_at_most_context_length_is_refused_with_both_numbers(tmp_path: Path, n: int) -> None:
     stream = stream_of(tmp_path, [[[row(list(range(n)))]]])
     with pytest.raises(InputError) as error:
@@ -443,6 +446,7 @@ def test_the_planned_size_is_the_size_of_the_columns_and_the_limit_is_exact(tmp_
     assert ("Raise window.stride=" if mode == "sliding" else "Lower window.context_length=") in str(error.value)
 
 
+@pytest.mark.row("C13")
 def test_absurd_sizes_are_refused_or_planned_without_allocation(tmp_path: Path) -> None:
     import resource
 
@@ -481,6 +485,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_runs(changes: dic
     assert said in str(error.value)
 
 
+@pytest.mark.row("C12")
 def test_gaps_are_allowed_where_asked_for() -> None:
     whole = config.Config(window=Window(stride=512, allow_gaps=True))
     whole.corpus.paths = ["a.txt"]
