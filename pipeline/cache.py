@@ -386,9 +386,10 @@ class Entry:
     def write(self, name: str, notes: Callable[[], Json] = dict) -> Iterator[HashingFile]:
         """Write one file of the entry; it and its receipt appear when the block ends without an error.
 
-        `notes()`, called at the end, adds what else the receipt is to say, as {"counts": {"rows": 12}}; then it is
-        the file's `note`, which stands even where another run takes the receipt away. Nothing is left behind on an error, an abandoned generator included. Any number of threads and processes may
-        write to one entry at once. Raises ResourceError.
+        `notes()`, called at the end, adds what else the receipt is to say, as {"counts": {"rows": 12}}; from then on
+        it is the file's `note`, which holds even where another run takes the receipt away. Nothing is left behind on
+        an error, an abandoned generator included. Any number of threads and processes may write to one entry at
+        once. Raises ResourceError.
         """
         path = self.path(name)
         temporary = self._temporary(name)
