@@ -224,8 +224,11 @@ class Cache:
                 yield path, "not as it was written"
             for receipt in sorted(entry.folder.glob(".*.receipt")):
                 name = receipt.name[1 : -len(".receipt")]
-                if note := entry._receipt(name):
-                    checks.append((entry, name, note))
+                try:
+                    if note := entry._receipt(name):
+                        checks.append((entry, name, note))
+                except PipelineError as error:
+                    yield receipt, str(error)
 
         def check(item: tuple[Entry, str, Json]) -> tuple[Path, str | None]:
             entry, name, note = item

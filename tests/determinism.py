@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.faults.points import workshop
+from tests.faults.shim import workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {

@@ -981,9 +981,71 @@ def test_ls_tells_stage_key_bytes_rows_and_age(cache: Cache) -> None:
         file.write(b"x")
     one, two = cache.ls()
     assert (one.stage, one.key, one.rows, one.whole) == ("ids", entry.key, 7, True)
-    assert 10_000 < one.bytes < 11_000
+    assert one.bytes == sum(path.stat().st_size for path in entry.folder.iterdir()) == entry.stored() > 10_000
     assert 45 < time.time() - one.used < 65
     assert (two.stage, two.rows, two.whole) == ("load", None, False)
+
+
+def test_gc_keeps_what_fits_to_the_byte_and_needs_no_folder_of_its_own_before(cache: Cache) -> None:
+    entry = stored(cache, 1, 100)
+    cache.close()
+    assert cache.gc(entry.stored()) == {}
+    assert list(cache.gc(entry.stored() - 1)) == [entry.folder]
+    assert entry.last_use() == 0 and entry.stored() == 0
+
+
+def test_gc_goes_on_where_another_was_faster_and_says_where_the_disk_refuses(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, left = stored(cache, 1, 300), stored(cache, 2, 100)
+    real = os.rename
+
+    def rename(old: Path, new: Path, error: int = errno.ENOENT) -> None:
+        if old == taken.folder:
+            raise OSError(error, os.strerror(error))
+        real(old, new)
+
+    monkeypatch.setattr(os, "rename", rename)
+    assert list(cache.gc(0)) == [left.folder]
+    monkeypatch.setattr(os, "rename", lambda old, new: rename(old, new, errno.EIO))
+    with pytest.raises(ResourceError, match="Input/output error at .*" + taken.key):
+        cache.gc(0)
+
+
+def test_every_entry_that_is_leased_counts_not_the_first_alone(cache: Cache) -> None:
+    entries = [cache.entry("ids", {"number": number}) for number in range(3)]
+    for entry in entries:
+        entry.lease()
+    assert cache.leased() == {entry.folder for entry in entries}
+    cache.require_writable()  # where its folder is there already
+
+
+def test_verify_goes_on_behind_an_entry_of_a_newer_version_or_with_names_that_lead_out(cache: Cache) -> None:
+    newer, outside, fine = sorted((stored(cache, number, 0) for number in range(3)), key=lambda entry: entry.key)
+    content = unseal(newer.folder / "manifest.json") or {}
+    damaged(newer.folder / "manifest.json", seal({**content, "schema": 999}))
+    content = unseal(outside.folder / "manifest.json") or {}
+    damaged(outside.folder / "manifest.json", seal({**content, "files": {"../x": {"bytes": 1, "sha256": ""}}}))
+    found = dict(cache.verify())
+    assert "newer version" in (found[newer.folder / "manifest.json"] or "")
+    assert "not the name of a data file" in (found[outside.folder / "manifest.json"] or "")
+    assert found[fine.folder / "manifest.json"] is None and found[fine.path("00000.arrow")] is None
+    (newer.folder / "manifest.json").unlink()
+    (newer.folder / ".00000.arrow.receipt").symlink_to(fine.folder / "manifest.json")
+    assert "symbolic link" in (dict(cache.verify())[newer.folder / ".00000.arrow.receipt"] or "")
+    with pytest.raises(IntegrityError, match="symbolic link"):
+        newer.receipt("00000.arrow")
+
+
+def test_what_was_published_under_one_key_or_name_is_not_believed_under_a_smaller_or_larger_one(cache: Cache) -> None:
+    one, two = (stored(cache, number, 0) for number in range(2))
+    manifests = [(entry.folder / "manifest.json").read_bytes() for entry in (one, two)]
+    for source, target, data in ((one, two, manifests[0]), (two, one, manifests[1])):
+        damaged(target.folder / "manifest.json", data)
+        assert target.manifest() is None
+        note = {"bytes": 1, "sha256": ""}
+        (target.folder / ".00000.arrow.receipt").write_bytes(seal({"of": ["ids", source.key, "00000.arrow"], "note": note}))
+        assert target._receipt("00000.arrow") is None
 
 
 def test_verify_takes_nothing_from_memory(cache: Cache) -> None:

@@ -7,16 +7,22 @@ import logging
 import os
 import pickle
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from . import shim
+from .shim import workshop
 
 
 def main() -> int:
-    """Build the library, start again under it, run the groups. Returns the exit code: 1 where a point failed."""
+    """Run the groups in a process group of their own, under the preloaded library. Returns 1 where a point failed.
+
+    However this process is asked to end, it ends them all and removes their folder.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="a few points of each group, within a minute")
     parser.add_argument("--only", default="", help="groups whose name holds this text")
@@ -25,16 +31,19 @@ def main() -> int:
     if reason := shim.missing():
         print(f"skipped: {reason}")
         return 0
-    if "shim.so" not in os.environ.get("LD_PRELOAD", ""):
-        with tempfile.TemporaryDirectory() as folder:
-            environment = os.environ | {"LD_PRELOAD": str(shim.build(Path(folder)))}
-            return os.spawnve(os.P_WAIT, sys.executable, [sys.executable, "-m", __package__, *sys.argv[1:]], environment)
-    from . import points
-
-    base = Path(tempfile.mkdtemp(prefix="faults-", dir=points.workshop()))
+    if base := os.environ.get("FAULTS_BASE"):
+        return _all(options, Path(base))
+    base = tempfile.mkdtemp(prefix="faults-", dir=workshop())
+    command, inner = [sys.executable, "-m", __package__, *sys.argv[1:]], None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return _all(options, base)
+        environment = os.environ | {"LD_PRELOAD": str(shim.build(Path(base))), "FAULTS_BASE": base}
+        inner = subprocess.Popen(command, env=environment, process_group=0)
+        return inner.wait()
     finally:
+        if inner:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(inner.pid, signal.SIGKILL)
         shutil.rmtree(base, ignore_errors=True)
 
 

@@ -2,10 +2,8 @@
 
 import errno
 import hashlib
-import os
 import shutil
 import signal
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -187,10 +185,3 @@ def spread(total: int, most: int | None) -> list[int]:
     if most is None or total <= most:
         return list(range(1, total + 1))
     return sorted({total - i * (total - 1) // (most - 1) for i in range(most)})
-
-
-def workshop() -> Path:
-    """Where folders are made and thrown away: in memory where there is room, since fsync is free there."""
-    memory = Path("/dev/shm")
-    fits = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1 << 30
-    return memory if fits else Path(tempfile.gettempdir())

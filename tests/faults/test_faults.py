@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,20 @@ def test_a_sample_of_all_faults_is_survived():
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
     tried = done.stdout.splitlines()[-1].split()
     assert tried[0] == tried[2] and int(tried[0]) > 700
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shim.missing() is not None, reason=shim.missing() or "")
+def test_a_harness_that_is_asked_to_end_leaves_neither_folders_nor_processes():
+    before = {path.name for path in shim.workshop().glob("faults-*")}
+    harness = subprocess.Popen([sys.executable, "-m", "tests.faults"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (new := {path.name for path in shim.workshop().glob("faults-*/at-*")} - before):
+        time.sleep(0.05)
+    harness.terminate()
+    assert new and harness.wait(30) == 143
+    harness.communicate()  # ends only when the last process that could write is gone
+    assert {path.name for path in shim.workshop().glob("faults-*")} <= before
 
 
 @pytest.mark.slow
