@@ -1,0 +1,283 @@
+"""A seeded sample of a corpus, drawn by bytes, and what it says of the whole.
+
+The files are laid end to end and cut into as many equal stretches as there are blocks; in each a block of BLOCK bytes
+begins at random. A block takes from every document the share of its text that lies in the block, so a long document
+counts as its length says, and no single one can spoil the estimate:
+
+    files      |......a.txt......|...b.txt...|.............c.txt.............|
+    stretches  |        0        |        1        |        2        |
+    blocks         [##]                 [##]               [##]
+
+The text of a document between two places is what lies between the first border of words behind each, so neighbouring
+blocks would share out the text without seams. In Parquet, a block is a share of the rows of a row group.
+
+**The estimate** of a total Y from blocks with sizes x and counts y is by ratio: X Σy / Σx, with the variance
+X² (1 - f) s² / (n x̄²), s² that of y - (Σy / Σx) x over the blocks, f the part of the corpus that was read. Cochran,
+"Sampling Techniques" (1977), section 6.4. It holds for blocks drawn at random from everywhere; one in each stretch is
+a little better than it says.
+"""
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline import corpus, plan
+from pipeline.arrow import flags, string_bytes, to_numpy
+from pipeline.config import Corpus
+from pipeline.files import Stat
+
+BLOCK = 1 << 12  # bytes
+REACH = 1 << 20  # bytes in which the border of a line or paragraph is looked for
+GROUPS = 16  # row groups of Parquet that are read at most
+NEAR = 1 << 10  # bytes in which a border of words is looked for
+NORMAL = 1.959964  # 97.5 % of the normal distribution lie below
+WORD = re.compile(rb"(?=[ \t\n][^ \t-\r])|(?<=\n)(?=[^ \t-\r])")
+SEPARATOR = {"line": re.compile(rb"\n"), "paragraph": re.compile(rb"\n[ \t\r]*\n")}
+
+
+@dataclass
+class Block:
+    """What was read in one place."""
+
+    size: float  # bytes of the corpus, as `Frame.bytes` counts them
+    text: list[bytes] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)  # bytes of text of each document that begins here
+
+
+@dataclass(frozen=True)
+class Guess:
+    """An estimated count: 95 of 100 times the truth lies from `low` to `high`."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def exact(self) -> bool:
+        """Was it counted?"""
+        return self.low == self.high
+
+    def times(self, factor: float, plus: float = 0) -> "Guess":
+        """The same, scaled and moved."""
+        return Guess(self.value * factor + plus, self.low * factor + plus, self.high * factor + plus)
+
+    def __str__(self) -> str:
+        if self.exact:
+            return f"{self.value:,.0f}"
+        spread = max(self.high - self.value, self.value - self.low) / max(self.value, 1)
+        digits = max(0, int(math.log10(max(self.value, 1))) - 3)
+        return f"about {round(self.value, -digits):,.0f} (± {100 * spread:.1f} %)"
+
+
+def ratio(total: float, sizes: Sequence[float], counts: Sequence[float], part: float) -> Guess:
+    """The total that belongs to `total` bytes, from blocks of these sizes and counts; `part` of the corpus was read."""
+    x, y = np.asarray(sizes, float), np.asarray(counts, float)
+    slope = y.sum() / x.sum()
+    value = total * slope
+    if len(x) < 2:
+        return Guess(value, 0, math.inf)
+    variance = (1 - min(part, 1)) * float(((y - slope * x) ** 2).sum()) / (len(x) - 1) / len(x) / float(x.mean()) ** 2
+    half = total * _student(len(x) - 1) * math.sqrt(variance)
+    return Guess(value, max(0.0, value - half), value + half)
+
+
+def _student(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t: Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), 26.7.5."""
+    z = NORMAL
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
+# -- drawing ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What blocks are drawn from: a file, or a row group of a Parquet file."""
+
+    path: str
+    bytes: int
+    first: int = 0  # row, in Parquet
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """All that can be drawn from."""
+
+    units: tuple[Unit, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of the files; in Parquet, of the values of the text column as its metadata tell."""
+        return sum(unit.bytes for unit in self.units)
+
+
+def frame(settings: Corpus, files: dict[str, Stat]) -> Frame:
+    """What there is to draw from: sizes and metadata alone are read."""
+    if settings.format != "parquet":
+        return Frame(tuple(Unit(path, stat[1]) for path, stat in files.items() if stat[1]))
+    units = []
+    for path in files:
+        with open(path, "rb", buffering=0) as file:
+            metadata = plan.open_parquet(file, path, settings).metadata
+        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+        column, first = names.index(settings.text_column), 0
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            size = group.column(column).total_uncompressed_size - 4 * group.num_rows  # 4 bytes of length before each value
+            if group.num_rows:
+                units.append(Unit(path, max(1, size), first, group.num_rows))
+            first += group.num_rows
+    return Frame(tuple(units))
+
+
+def draw(settings: Corpus, drawn: Frame, budget: int, seed: int) -> Iterator[Block]:
+    """Blocks of `budget` bytes together, in an order that is random too, so that one may stop at any of them.
+
+    Where a file can only be read from its beginning (an encoding other than UTF-8) its head stands for it. Raises what
+    reading the corpus raises.
+    """
+    generator = np.random.default_rng(seed)
+    units = drawn.units
+    if settings.format == "parquet" and len(units) > GROUPS:
+        weights = np.array([unit.bytes for unit in units], float)
+        units = tuple(units[i] for i in sorted(_systematic(weights, GROUPS, generator)))
+    ends = np.cumsum([unit.bytes for unit in units])
+    count = max(1, budget // BLOCK)
+    width = int(ends[-1]) / count
+    starts = (np.arange(count) + generator.random(count) * max(0.0, 1 - BLOCK / width)) * width
+    held: tuple[Unit, list[bytes]] | None = None
+    order = generator.permutation(count)
+    if settings.format == "parquet":  # a row group is read once
+        order = order[np.argsort(np.searchsorted(ends, starts[order], "right"), kind="stable")]
+    for start in starts[order].astype(np.int64).tolist():
+        block = Block(0)
+        position, stop = start, min(start + BLOCK, int(ends[-1]))
+        while position < stop:
+            index = int(np.searchsorted(ends, position, "right"))
+            unit, origin = units[index], int(ends[index]) - units[index].bytes
+            low, high = position - origin, min(stop, int(ends[index])) - origin
+            if settings.format == "parquet":
+                if held is None or held[0] is not unit:
+                    held = (unit, _values(settings, unit))
+                _from_rows(held[1], low / unit.bytes, high / unit.bytes, block)
+            else:
+                _from_file(settings, unit, low, high, block)
+                block.size += high - low
+            position = origin + high
+        yield block
+
+
+def _systematic(weights: np.ndarray, count: int, generator: np.random.Generator) -> set[int]:
+    """Indices drawn with a chance that grows with their weights."""
+    places = (np.arange(count) + generator.random()) * weights.sum() / count
+    return set(np.searchsorted(np.cumsum(weights), places, "right").tolist())
+
+
+def _values(settings: Corpus, unit: Unit) -> list[bytes]:
+    """The documents of a row group."""
+    part = plan.Part(0, unit.path, unit.first, unit.first + unit.rows, unit.bytes, "", plan.file_stat(unit.path))
+    return [text for _, _, text, _ in _documents(settings, part)]
+
+
+def _from_rows(values: list[bytes], low: float, high: float, block: Block) -> None:
+    """The share [low, high) of the text of a row group, by bytes."""
+    edges = np.cumsum([0, *map(len, values)])
+    left, right = low * edges[-1], high * edges[-1]
+    for row in range(int(np.searchsorted(edges, left, "right")) - 1, min(len(values), int(np.searchsorted(edges, right)))):
+        text, begin = values[row], int(edges[row])
+        a, b = (_word(text, int(max(0, place - begin))) for place in (left, right))
+        block.text.append(text[a:b])
+        block.size += min(len(text), right - begin) - max(0, left - begin)
+        if left <= begin < right:
+            block.begun.append(len(text))
+
+
+def _from_file(settings: Corpus, unit: Unit, low: int, high: int, block: Block) -> None:
+    """The bytes [low, high) of a file of text or JSON lines."""
+    if not plan.is_utf8(settings):
+        scale = high - low
+        low, high = 0, min(unit.bytes, scale)
+    if settings.format == "text" and settings.document == "file" and plan.is_utf8(settings):
+        with open(unit.path, "rb", buffering=0) as file:
+            base = max(0, low - 1)
+            data = os.pread(file.fileno(), high - base + NEAR, base)
+        block.text.append(data[_word(data, low - base) : _word(data, high - base)])
+        if low == 0:
+            block.begun.append(unit.bytes)
+        return
+    left, right = _records(settings, unit, low, high)
+    part = plan.Part(0, unit.path, left, right, right - left, "", plan.file_stat(unit.path))
+    for start, end, text, whole in _documents(settings, part):
+        share = len(text) / max(1, end - start)
+        a, b = (_word(text, int(max(0, place - start) * share)) for place in (low, high))
+        if a < b:
+            block.text.append(text[a:b])
+        if low <= start < high and whole:
+            block.begun.append(len(text))
+
+
+def _documents(settings: Corpus, part: plan.Part) -> Iterator[tuple[int, int, bytes, bool]]:
+    """(start, end, text, is all of it there) of the documents of a part; a long one in pieces that are put together."""
+    waiting: list[bytes] = []
+    begin = 0
+    for batch in corpus.load(plan.Shard(0, (part,)), settings, Counter()):
+        data, offsets = string_bytes(batch["text"])
+        starts, stops, ends = to_numpy(batch["start"]), to_numpy(batch["end"]), flags(batch["ends"])
+        for row in range(len(batch)):
+            begin = begin if waiting else int(starts[row])
+            waiting.append(data[offsets[row] : offsets[row + 1]].tobytes())
+            if ends[row]:
+                yield begin, int(stops[row]), b"".join(waiting), True
+                waiting = []
+
+
+def _records(settings: Corpus, unit: Unit, low: int, high: int) -> tuple[int, int]:
+    """The borders of the records around [low, high) of a file; of characters where there is none in REACH."""
+    if not plan.is_utf8(settings):
+        return 0, high
+    separator = SEPARATOR["line" if settings.format == "jsonl" else settings.document]
+    reach = settings.max_document_bytes if settings.format == "jsonl" else REACH
+    with open(unit.path, "rb", buffering=0) as file:
+        near, left = 2 * BLOCK, -1 if low else 0
+        while left < 0:
+            base = max(0, low - near)
+            data = os.pread(file.fileno(), low - base, base)
+            ends = [base + match.end() for match in separator.finditer(data)]
+            if ends or not base:
+                left = ends[-1] if ends else 0
+            elif near >= reach:
+                left = base + _character(data, 0)
+            near *= 4
+        near, right = 2 * BLOCK, -1
+        while right < 0:
+            data = os.pread(file.fileno(), near, high - 1)
+            match = separator.search(data)
+            if match:
+                right = high - 1 + match.end()
+            elif high - 1 + len(data) >= unit.bytes:
+                right = unit.bytes
+            elif near >= reach:
+                right = high - 1 + _character(data, len(data) - 8)
+            near *= 4
+    return left, right
+
+
+def _character(data: bytes, place: int) -> int:
+    """The first border of UTF-8 characters at or behind a place."""
+    while place < len(data) and data[place] & 0xC0 == 0x80:
+        place += 1
+    return place
+
+
+def _word(text: bytes, place: int) -> int:
+    """The first border of words at or behind a place in a text; of characters where there is none near."""
+    if not 0 < place < len(text):
+        return min(max(place, 0), len(text))
+    found = WORD.search(text, place, min(len(text), place + NEAR))
+    return found.start() if found else _character(text, place)
