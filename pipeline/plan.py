@@ -119,8 +119,7 @@ def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
     where a named asset does not have its checksum.
     """
     files = find(corpus)
-    settings = [VERSION, corpus.format, corpus.document, corpus.encoding, corpus.text_column, corpus.shard_bytes, corpus.sha256]
-    note = cache.root / "sources" / f"{digest([settings, [os.path.abspath(path) for path in files]])[:32]}.json"
+    note = _note(corpus, cache, files)
     try:
         known = _recall(note, files) if trust_stat else {}
         fresh = {path: stat for path, stat in files.items() if path not in known}
@@ -132,6 +131,25 @@ def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
         _remember(cache, note, [None if path in unsettled else (stat, known[path]) for path, stat in files.items()])
     if empty := [path for path, stat in files.items() if not stat[1]]:
         log.warning("%d of %d files are empty, the first is %r", len(empty), len(files), empty[0])
+    return _plan(corpus, files, known, unsettled)
+
+
+def look(corpus: Corpus, files: dict[str, Stat], cache: Cache, trust_stat: bool, workers: int, most: int) -> Plan | None:
+    """The plan that `make` would give for `files`, and nothing is noted; None where more than `most` bytes would be hashed."""
+    known = _recall(_note(corpus, cache, files), files) if trust_stat else {}
+    fresh = {path: stat for path, stat in files.items() if path not in known}
+    if sum(stat[1] for stat in fresh.values()) > most:
+        return None
+    return _plan(corpus, files, known | _measure(fresh, corpus, workers), set(fresh))
+
+
+def _note(corpus: Corpus, cache: Cache, files: dict[str, Stat]) -> Path:
+    """Where the digests of these files are noted."""
+    settings = [VERSION, corpus.format, corpus.document, corpus.encoding, corpus.text_column, corpus.shard_bytes, corpus.sha256]
+    return cache.root / "sources" / f"{digest([settings, [os.path.abspath(path) for path in files]])[:32]}.json"
+
+
+def _plan(corpus: Corpus, files: dict[str, Stat], known: dict[str, list[Range]], unsettled: set[str]) -> Plan:
     sources = tuple(Source(shown(path), stat[1], _source_sha256(known[path], corpus)) for path, stat in files.items())
     parts = (
         Part(index, path, *known_range, NEVER if path in unsettled else stat)

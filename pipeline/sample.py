@@ -78,10 +78,12 @@ def ratio(total: float, sizes: Sequence[float], counts: Sequence[float], part: f
     """The total that belongs to `total` bytes, from blocks of these sizes and counts; `part` of the corpus was read."""
     x, y = np.asarray(sizes, float), np.asarray(counts, float)
     slope = y.sum() / x.sum()
-    value = total * slope
+    value = float(total * y.sum() / x.sum())
+    if part >= 1:
+        return Guess(value, value, value)
     if len(x) < 2:
         return Guess(value, 0, math.inf)
-    variance = (1 - min(part, 1)) * float(((y - slope * x) ** 2).sum()) / (len(x) - 1) / len(x) / float(x.mean()) ** 2
+    variance = (1 - part) * float(((y - slope * x) ** 2).sum()) / (len(x) - 1) / len(x) / float(x.mean()) ** 2
     half = total * _student(len(x) - 1) * math.sqrt(variance)
     return Guess(value, max(0.0, value - half), value + half)
 
@@ -89,7 +91,8 @@ def ratio(total: float, sizes: Sequence[float], counts: Sequence[float], part: f
 def _student(degrees: int) -> float:
     """The 97.5 % quantile of Student's t: Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), 26.7.5."""
     z = NORMAL
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + sum(float(term) / degrees**power for power, term in enumerate(terms, 1))
 
 
 # -- drawing ----------------------------------------------------------------------------------------------
@@ -139,44 +142,52 @@ def frame(settings: Corpus, files: dict[str, Stat]) -> Frame:
 def draw(settings: Corpus, drawn: Frame, budget: int, seed: int) -> Iterator[Block]:
     """Blocks of `budget` bytes together, in an order that is random too, so that one may stop at any of them.
 
+    Of a Parquet file with more than GROUPS row groups so many are read, and what is drawn from each counts as one block.
     Where a file can only be read from its beginning (an encoding other than UTF-8) its head stands for it. Raises what
     reading the corpus raises.
     """
     generator = np.random.default_rng(seed)
-    units = drawn.units
+    units, some = drawn.units, False
     if settings.format == "parquet" and len(units) > GROUPS:
-        weights = np.array([unit.bytes for unit in units], float)
-        units = tuple(units[i] for i in sorted(_systematic(weights, GROUPS, generator)))
+        chosen = ((np.arange(GROUPS) + generator.random()) * len(units) / GROUPS).astype(int).tolist()
+        units, some = tuple(units[i] for i in chosen), True
     ends = np.cumsum([unit.bytes for unit in units])
     count = max(1, budget // BLOCK)
     width = int(ends[-1]) / count
-    starts = (np.arange(count) + generator.random(count) * max(0.0, 1 - BLOCK / width)) * width
-    held: tuple[Unit, list[bytes]] | None = None
+    starts = ((np.arange(count) + generator.random(count) * max(0.0, 1 - BLOCK / width)) * width).astype(np.int64)
     order = generator.permutation(count)
-    if settings.format == "parquet":  # a row group is read once
-        order = order[np.argsort(np.searchsorted(ends, starts[order], "right"), kind="stable")]
-    for start in starts[order].astype(np.int64).tolist():
-        block = Block(0)
-        position, stop = start, min(start + BLOCK, int(ends[-1]))
-        while position < stop:
-            index = int(np.searchsorted(ends, position, "right"))
-            unit, origin = units[index], int(ends[index]) - units[index].bytes
-            low, high = position - origin, min(stop, int(ends[index])) - origin
-            if settings.format == "parquet":
-                if held is None or held[0] is not unit:
-                    held = (unit, _values(settings, unit))
-                _from_rows(held[1], low / unit.bytes, high / unit.bytes, block)
-            else:
-                _from_file(settings, unit, low, high, block)
-                block.size += high - low
-            position = origin + high
-        yield block
+    if settings.format != "parquet":
+        yield from (_block(settings, units, ends, start, Block(0), {}) for start in starts[order].tolist())
+        return
+    owner = np.searchsorted(ends, starts, "right")
+    for index in generator.permutation(len(units)).tolist():  # a row group is read once
+        held, whole = {index: _values(settings, units[index])}, Block(0)
+        for start in starts[order[owner[order] == index]].tolist():
+            block = _block(settings, units, ends, start, whole if some else Block(0), held)
+            if not some:
+                yield block
+        if some and whole.size:
+            yield whole
 
 
-def _systematic(weights: np.ndarray, count: int, generator: np.random.Generator) -> set[int]:
-    """Indices drawn with a chance that grows with their weights."""
-    places = (np.arange(count) + generator.random()) * weights.sum() / count
-    return set(np.searchsorted(np.cumsum(weights), places, "right").tolist())
+def _block(
+    settings: Corpus, units: Sequence[Unit], ends: np.ndarray, start: int, block: Block, held: dict[int, list[bytes]]
+) -> Block:
+    """What lies within BLOCK bytes from `start` on, added to `block`; in Parquet no more than is `held`."""
+    position, stop = start, min(start + BLOCK, int(ends[-1]))
+    while position < stop:
+        index = int(np.searchsorted(ends, position, "right"))
+        unit, origin = units[index], int(ends[index]) - units[index].bytes
+        low, high = position - origin, min(stop, int(ends[index])) - origin
+        if settings.format != "parquet":
+            _from_file(settings, unit, low, high, block)
+        elif index in held:
+            _from_rows(held[index], low / unit.bytes, high / unit.bytes, block)
+        else:
+            break
+        block.size += high - low
+        position = origin + high
+    return block
 
 
 def _values(settings: Corpus, unit: Unit) -> list[bytes]:
@@ -188,12 +199,11 @@ def _values(settings: Corpus, unit: Unit) -> list[bytes]:
 def _from_rows(values: list[bytes], low: float, high: float, block: Block) -> None:
     """The share [low, high) of the text of a row group, by bytes."""
     edges = np.cumsum([0, *map(len, values)])
-    left, right = low * edges[-1], high * edges[-1]
+    left, right = low * int(edges[-1]), high * int(edges[-1])
     for row in range(int(np.searchsorted(edges, left, "right")) - 1, min(len(values), int(np.searchsorted(edges, right)))):
         text, begin = values[row], int(edges[row])
         a, b = (_word(text, int(max(0, place - begin))) for place in (left, right))
         block.text.append(text[a:b])
-        block.size += min(len(text), right - begin) - max(0, left - begin)
         if left <= begin < right:
             block.begun.append(len(text))
 
@@ -280,4 +290,6 @@ def _word(text: bytes, place: int) -> int:
     if not 0 < place < len(text):
         return min(max(place, 0), len(text))
     found = WORD.search(text, place, min(len(text), place + NEAR))
-    return found.start() if found else _character(text, place)
+    if found or len(text) < place + NEAR:
+        return found.start() if found else len(text)
+    return _character(text, place)

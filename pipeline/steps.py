@@ -38,9 +38,53 @@ DOCUMENTS = pa.schema(
 )
 
 
+# -- what each stage's key is made of ---------------------------------------------------------------------
+
+Name = Callable[..., Entry]  # of (stage, **identity): Line.entry, or what names an entry without leasing it
+
+
+def name_load(name: Name, config: configs.Config, sha256: str) -> Entry:
+    """The entry of `load` for a corpus with this digest."""
+    return name("load", version=corpus.VERSION, corpus=corpus.identity(config.corpus), input=sha256)
+
+
+def name_tokenizer(name: Name, config: configs.Config, load: Entry | None) -> Entry:
+    """The entry of the tokenizer; `load` is what it is trained on, if it is."""
+    upstream = {"upstream": {"load": load.key}} if load else {}
+    return name("tokenizer", version=tokenizer.VERSION, tokenizer=tokenizer.identity(config.tokenizer), **upstream)
+
+
+def name_tokenize(name: Name, config: configs.Config, load: Entry, found: Entry, backend: str) -> Entry:
+    """The entry of `tokenize` by this backend."""
+    return name(
+        "tokenize",
+        version=tokenizer.VERSION,
+        backend=f"{backend} {backends.version(backend)}",
+        vocabulary={"special_in_text": config.vocabulary.special_in_text},
+        upstream={"load": load.key, "tokenizer": found.key},
+    )
+
+
+def name_encode(name: Name, config: configs.Config, tokenize: Entry) -> Entry:
+    """The entry of `encode`."""
+    settings = vocabulary.identity(config.vocabulary)
+    return name("encode", version=vocabulary.VERSION, vocabulary=settings, upstream={"tokenize": tokenize.key})
+
+
+def name_window(name: Name, config: configs.Config, encode: Entry) -> Entry:
+    """The entry of `window`."""
+    return name("window", version=window.VERSION, window=window.identity(config.window), upstream={"encode": encode.key})
+
+
+def name_embed(name: Name, config: configs.Config, windows: Entry, written: bool) -> Entry:
+    """The entry of `embed`, with the vectors or without."""
+    settings = embedding.identity(config.embedding, written)
+    return name("embed", version=embedding.VERSION, embedding=settings, upstream={"window": windows.key})
+
+
 def load(line: Line, config: configs.Config, planned: plan.Plan) -> Step:
     """Stage `load`."""
-    entry = line.entry("load", version=corpus.VERSION, corpus=corpus.identity(config.corpus), input=planned.sha256)
+    entry = name_load(line.entry, config, planned.sha256)
     return Step(entry, partial(_load, settings=config.corpus, rehash=not config.cache.trust_stat))
 
 
@@ -63,18 +107,13 @@ class Ready:
 
 def find_tokenizer(line: Line, config: configs.Config) -> Ready:
     """A tokenizer that need not see the corpus, in the cache."""
-    entry = line.entry("tokenizer", version=tokenizer.VERSION, tokenizer=tokenizer.identity(config.tokenizer))
+    entry = name_tokenizer(line.entry, config, None)
     return _ready(line, config, entry, lambda: tokenizer.find(config.tokenizer))
 
 
 def train_tokenizer(line: Line, config: configs.Config, planned: plan.Plan, load: Step) -> Ready:
     """A tokenizer trained on what `load` gives, in the cache."""
-    entry = line.entry(
-        "tokenizer",
-        version=tokenizer.VERSION,
-        tokenizer=tokenizer.identity(config.tokenizer),
-        upstream={"load": load.entry.key},
-    )
+    entry = name_tokenizer(line.entry, config, load.entry)
 
     def texts() -> Iterator[pa.StringArray]:
         for shard in planned.shards:
@@ -120,19 +159,8 @@ class BackendDiffers(Exception):
 
 def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step, ready: Ready) -> Result:
     """Phase one. Returns the entry of the IDs and its manifest."""
-    tokenize = line.entry(
-        "tokenize",
-        version=tokenizer.VERSION,
-        backend=f"{ready.backend} {backends.version(ready.backend)}",
-        vocabulary={"special_in_text": ready.special},
-        upstream={"load": load.entry.key, "tokenizer": ready.entry.key},
-    )
-    encode = line.entry(
-        "encode",
-        version=vocabulary.VERSION,
-        vocabulary=vocabulary.identity(config.vocabulary),
-        upstream={"tokenize": tokenize.key},
-    )
+    tokenize = name_tokenize(line.entry, config, load.entry, ready.entry, ready.backend)
+    encode = name_encode(line.entry, config, tokenize)
     if (manifest := line.cached([load.entry, tokenize, encode])) is not None:
         return encode, manifest
     line.cache.require_writable()
@@ -237,7 +265,7 @@ def _judge(proof: tokenizer.Proof, ready: Ready) -> None:
 def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: Ready, encoded: Result) -> Result:
     """Phase two. Returns the entry of the windows and its manifest."""
     ids, manifest = encoded
-    entry = line.entry("window", version=window.VERSION, window=window.identity(config.window), upstream={"encode": ids.key})
+    entry = name_window(line.entry, config, ids)
     if (cached := line.cached([entry])) is not None:
         return entry, cached
     corpus.require_documents(Counter(manifest["ledger"]["load"]), planned)
@@ -245,14 +273,14 @@ def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: 
     stream = _stream(ids, manifest["files"], vocabulary.dtype(config.vocabulary, tok.size).name)
     pad = tok.eos_id if tok.pad_id is None else tok.pad_id
     sources = [source.path for source in planned.sources]
-    settings, frame = _unmarked(config.window, tok, manifest["ledger"]["encode"])
+    settings, frame = unmarked(config.window, tok, manifest["ledger"]["encode"])
     windows = window.plan(settings, stream.counts, stream.dtype, pad, frame, stream, sources)
     require_space(line.cache.root, windows.bytes - entry.stored())
     step = Step(entry, partial(_window, stream=stream, windows=windows))
     return entry, line.fulfil([step], list(windows.shards), windows.bytes, manifest["ledger"], windows.ledger)
 
 
-def _unmarked(settings: configs.Window, tok: tokenizer.Tokenizer, marked: Json) -> tuple[configs.Window, window.Frame]:
+def unmarked(settings: configs.Window, tok: tokenizer.Tokenizer, marked: Json) -> tuple[configs.Window, window.Frame]:
     """The frame for `window.special_tokens`, less the end and begin marks that documents have from `encode` already."""
     before, after, typed = tok.frame
     if marked["eos"] and after[:1] == (tok.eos_id,):
@@ -272,9 +300,7 @@ def make_vectors(line: Line, config: configs.Config, ready: Ready, windows: Resu
     """Phase three: the tables, and the vectors where they fit. Returns the entry and its manifest."""
     settings, (rows, made) = config.embedding, windows
     written, said = embedding.decide(settings, made["ledger"]["window"]["slots"])
-    entry = line.entry(
-        "embed", version=embedding.VERSION, embedding=embedding.identity(settings, written), upstream={"window": rows.key}
-    )
+    entry = name_embed(line.entry, config, rows, written)
     if (manifest := line.cached([entry])) is not None:
         return entry, manifest
     log.info("embed: %s", said)

@@ -157,6 +157,17 @@ def plan(
     return WindowPlan(w, dtype, pad_id or 0, frame, rows, shards, ledger, size)
 
 
+def expect(w: config.Window, dtype: np.dtype[Any], frame: Frame, lengths: np.ndarray) -> tuple[int, int, int, int]:
+    """Rows, slots, tokens that become no target, and bytes that `plan` would count for documents of these lengths.
+
+    `lengths` is int64 `[documents]`; where windows cross documents only their sum counts.
+    """
+    cut = np.array([lengths.sum()]) if _crosses(w) else lengths
+    rows, ledger = int(_row_counts(w, cut).sum()), _account(w, frame, cut)
+    lost = sum(ledger.get(name, 0) for name in ("tail", "gap", "truncated"))
+    return rows, ledger["slots"], lost, _bytes(w, dtype, frame, rows, ledger["slots"])
+
+
 def check_ledger(mode: str, ledger: dict[str, int]) -> None:
     """Raise RuntimeError, a bug of ours, where a token or a slot is not accounted for.
 
