@@ -92,7 +92,7 @@ def _student(degrees: int) -> float:
     """The 97.5 % quantile of Student's t: Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), 26.7.5."""
     z = NORMAL
     terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + sum(float(term) / degrees**power for power, term in enumerate(terms, 1))
+    return z + sum((term / float(degrees) ** power for power, term in enumerate(terms, 1)), 0.0)
 
 
 # -- drawing ----------------------------------------------------------------------------------------------
