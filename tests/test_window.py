@@ -141,6 +141,7 @@ def agrees(w: Window, documents: list[list[int]], stream: Stream, frame: Any = N
     plan = plan_of(w, stream, frame)
     assert rows_of(stream, plan) == expected
     assert plan.ledger == naive_ledger(w, documents, frame)
+    assert all(type(count) is int for count in plan.ledger.values())
     window.check_ledger(w.mode, plan.ledger)
 
 
@@ -178,6 +179,19 @@ def _cuts(ids: list[int], folder: Path, n: int) -> list[Any]:
     threes = [[[row(part[:2])], [row(part[2:])]] for part in (ids[i : i + 3] for i in range(0, n, 3))]
     fours = [shard for i in range(0, n, 4) for shard in ([], [[row(ids[i : i + 4])]])]
     return [[[[row(ids)]]], threes, fours]
+
+
+@pytest.mark.parametrize("mode", ["sliding", "prefix", "document"])
+@pytest.mark.parametrize("lengths", [[14], [6, 5, 1, 0, 9], [0, 8, 2]])
+def test_the_position_of_a_row_is_where_the_reference_took_it_from(mode: str, lengths: list[int]) -> None:
+    documents = documents_of(lengths)
+    for length, stride, cross, tail in itertools.product((1, 2, 4, 7), (1, 2, 5, 9), (True, False), ("drop", "pad")):
+        w = Window(mode=mode, context_length=length, stride=stride, cross_documents=cross, tail=tail, allow_gaps=True)
+        for number, line in enumerate(naive(w, documents)):
+            held = set(line["input_ids"] + line.get("target_ids", [])) - {PAD}  # an ID is its position
+            held |= set(documents[number]) if mode == "document" else set()  # what was cut off counts
+            if held:
+                assert window.position(w, np.array(lengths), number) == (min(held), max(held) + 1)
 
 
 @pytest.mark.usefixtures("sizes")
@@ -341,7 +355,7 @@ def test_prefix_pairs_equal_the_reference(tmp_path: Path, lengths: list[int]) ->
 
 
 @pytest.mark.usefixtures("sizes")
-@pytest.mark.parametrize("frame", [None, BERT, ([7, 8], [], False), ([], [9, 10], True)])
+@pytest.mark.parametrize("frame", [None, BERT, ([7, 8], [], False), ([7], [8], False), ([], [9, 10], True)])
 @pytest.mark.parametrize("lengths", [[6, 5, 1, 0, 9], [3, 3, 3], [0], [0, 2], [12, 0]])
 def test_document_rows_equal_the_reference(tmp_path: Path, lengths: list[int], frame: Any) -> None:
     documents = documents_of(lengths)
@@ -410,6 +424,8 @@ def test_a_frame_that_fills_the_row_is_a_config_error(tmp_path: Path) -> None:
     stream = stream_of(tmp_path, [[[row([1])]]])
     with pytest.raises(ConfigError, match=r"window.context_length=2 leaves no room beside 2 special tokens"):
         plan_of(Window(mode="document", context_length=2, special_tokens=True), stream, BERT)
+    with pytest.raises(ConfigError, match="no room beside 3 special tokens"):
+        plan_of(Window(mode="document", context_length=3, special_tokens=True), stream, ([1, 2], [3], True))
     assert plan_of(Window(mode="document", context_length=3, special_tokens=True), stream, BERT).rows == 1
 
 
