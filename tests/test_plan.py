@@ -325,6 +325,13 @@ def test_the_digest_is_that_of_content_in_order_and_of_nothing_else(here: Path, 
     assert len({first, digest("b", "a"), digest("a", "e"), digest("a"), cut}) == 5
 
 
+@pytest.mark.row("A23")
+def test_a_shard_is_told_by_its_files_and_what_it_takes_of_each(here: Path, cache: Cache) -> None:
+    write(here, a="a line\n" * 10, b="b", c="c", d="d", e="e")
+    (shard,) = make(cache, paths=["a", "b", "c", "d", "e"]).shards
+    assert str(shard) == "shard 0 ('a' from 0 to 70, 'b' from 0 to 1, 'c' from 0 to 1, 2 more files)"
+
+
 def test_a_plan_survives_pickling(here: Path, cache: Cache) -> None:
     write(here, a="text")
     made = make(cache, paths=["a"])

@@ -34,7 +34,8 @@ def main() -> int:
     if base := os.environ.get("FAULTS_BASE"):
         return _all(options, Path(base))
     base = tempfile.mkdtemp(prefix="faults-", dir=workshop())
-    command, inner = [sys.executable, "-m", __package__, *sys.argv[1:]], None
+    apart = ["unshare", "-m"] if os.getuid() == 0 and shutil.which("unshare") else []  # what it mounts goes with it
+    command, inner = [*apart, sys.executable, "-m", __package__, *sys.argv[1:]], None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         environment = os.environ | {"LD_PRELOAD": str(shim.build(Path(base))), "FAULTS_BASE": base}
@@ -48,7 +49,7 @@ def main() -> int:
 
 
 def _all(options: argparse.Namespace, base: Path) -> int:
-    from . import damage, points, races
+    from . import damage, full, points, races
 
     templates = points.Templates(base)
     logging.getLogger("pipeline").setLevel(logging.ERROR)  # here; the runs say all
@@ -72,6 +73,7 @@ def _all(options: argparse.Namespace, base: Path) -> int:
             flush=True,
         )
     for name, rounds, one in (
+        *full.checks(templates, base / "disk", options.quick),
         *damage.checks(templates, base / "damage", options.quick),
         *races.checks(templates, base / "races", faults, options.quick),
     ):
