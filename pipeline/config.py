@@ -24,9 +24,11 @@ class Corpus:
 
     name: str = "corpus"
     format: str = "text"  # text | jsonl | parquet
-    paths: list[str] = field(default_factory=list)  # files, folders, globs; a named asset where `url` is set
+    paths: list[str] = field(default_factory=list)  # files, folders, globs, https://…#sha256=…, s3://…; a named asset
     url: str | None = None  # where a single named asset can be downloaded
     sha256: str | None = None  # its checksum, required with `url`
+    max_download_bytes: int = 1 << 36  # refuse to fetch a longer file by https
+    allow_private_hosts: bool = False  # may https:// lead to a private network?
     document: str = "file"  # text only: file | line | paragraph
     text_column: str = "text"  # jsonl and parquet
     encoding: str = "utf-8"  # text and jsonl
@@ -167,6 +169,7 @@ CHOICES = {
 RANGES = {  # inclusive; the upper ends only keep sizes below what a 64-bit count can hold
     "corpus.shard_bytes": (1, 1 << 40),
     "corpus.max_document_bytes": (1, 1 << 30),
+    "corpus.max_download_bytes": (1, 1 << 62),
     "tokenizer.vocab_size": (1, 1 << 31),
     "tokenizer.min_frequency": (0, 1 << 62),
     "tokenizer.sample_bytes": (1, 1 << 62),
@@ -186,6 +189,7 @@ SECRET_KEY = re.compile(r"(^|[_-])(token|auth|(api|access|private)[_-]?key)s?$|s
 SECRET_VALUE = re.compile(
     r"hf_(?=\w*[A-Z0-9]|\w{16})[A-Za-z0-9]{8,}"  # Hugging Face; a folder called hf_datasets is none
     r"|(AKIA|ASIA)[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{20,}|(?<=://)[^/?#@\s]+(?=@)"  # AWS, GitHub, user:password in a URL
+    r"|(?<=[?&])(?i:x-(amz|goog)-(signature|credential|security-token)|sig|signature|(access_?)?token|api_?key)=[^&#\s]+"
 )
 CODE_KEY = re.compile(r"^_(target|args|partial|recursive|convert)_$|^trust_remote_code$")
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")  # where Hydra itself takes launchers and sweepers from

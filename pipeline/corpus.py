@@ -29,12 +29,11 @@ parser refuses is parsed again line by line, to name the line or to repair it.
 import codecs
 import json
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +41,8 @@ import pyarrow as pa
 from pipeline.arrow import flags, joined, numbers, string_bytes, strings, text_bytes
 from pipeline.config import Corpus
 from pipeline.errors import ConfigError, InputError, from_os_error
-from pipeline.plan import Part, Plan, Shard, file_stat, is_utf8, open_parquet, require_planned
+from pipeline.places import File, file_stat, open_file
+from pipeline.plan import Part, Plan, Shard, is_utf8, open_parquet, require_planned
 
 log = logging.getLogger(__name__)
 
@@ -228,8 +228,8 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool) -> Batches
         nul = size = 0
         skipped = counts["dropped_undecodable_documents"]
         try:
-            with open(part.path, "rb", buffering=0) as file:
-                stat = file_stat(file.fileno())
+            with open_file(part.path) as file:
+                stat = file.stat()
                 if stat != part.stat:
                     require_planned(file, part, corpus)
                 for batch in read(file, part, corpus, counts):
@@ -237,7 +237,7 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool) -> Batches
                     size += len(data)
                     nul += len(data) - int(np.count_nonzero(data))
                     yield batch
-                if rehash or file_stat(file.fileno()) != stat:
+                if rehash or file.stat() != stat:
                     require_planned(file, part, corpus)
         except FileNotFoundError as error:
             raise InputError(f"{part.path!r} is gone since the run began; nothing was published from it. Run again.") from error
@@ -318,7 +318,7 @@ def _not_utf8(path: str, position: int, byte: int, advice: str) -> NoReturn:
 def line_and_byte(path: str, position: int) -> tuple[int, int]:
     """The line of a byte position in a file and the byte within that line, both from 1."""
     line, start, at = 1, 0, 0
-    with open(path, "rb", buffering=0) as file:
+    with open_file(path) as file:
         while at < position and (piece := file.read(min(1 << 20, position - at))):
             line += piece.count(b"\n")
             last = piece.rfind(b"\n")
@@ -330,7 +330,7 @@ def line_and_byte(path: str, position: int) -> tuple[int, int]:
 # -- bytes of a part --------------------------------------------------------------------------------------
 
 
-def _open(file: BinaryIO, part: Part, corpus: Corpus, counts: Counts) -> tuple[Read, int]:
+def _open(file: File, part: Part, corpus: Corpus, counts: Counts) -> tuple[Read, int]:
     """How to read a part as UTF-8, and the position at which its text begins, behind a byte-order mark.
 
     `read(position, want)` gives at most `want` bytes from `position` on and whether they are the last ones.
@@ -338,7 +338,7 @@ def _open(file: BinaryIO, part: Part, corpus: Corpus, counts: Counts) -> tuple[R
     """
     if not is_utf8(corpus):
         return _recoded(file, part, corpus, counts), part.start
-    top = os.pread(file.fileno(), 4, 0) if part.start == 0 else b""
+    top = file.pread(4, 0) if part.start == 0 else b""
     for mark, encoding in MARKS.items():
         if top.startswith(mark):
             looks = f"{part.path!r} looks like {encoding.upper()} (BOM {mark.hex(' ')})"
@@ -349,7 +349,7 @@ def _open(file: BinaryIO, part: Part, corpus: Corpus, counts: Counts) -> tuple[R
 
     def read(position: int, want: int) -> tuple[bytes, bool]:
         want = min(want, part.end - position)
-        data = os.pread(file.fileno(), want, position)
+        data = file.pread(want, position)
         if len(data) < want:
             raise InputError(f"{part.path!r} became shorter during the run; nothing was published from it. Run again.")
         return data, position + want == part.end
@@ -357,7 +357,7 @@ def _open(file: BinaryIO, part: Part, corpus: Corpus, counts: Counts) -> tuple[R
     return read, part.start + len(mark)
 
 
-def _recoded(file: BinaryIO, part: Part, corpus: Corpus, counts: Counts) -> Read:
+def _recoded(file: File, part: Part, corpus: Corpus, counts: Counts) -> Read:
     decoder = codecs.getincrementaldecoder(corpus.encoding)("replace" if corpus.errors == "replace" else "strict")
     waiting, first, at = b"", 0, 0  # bytes of UTF-8, the position of the first, and how far the file is read
 
@@ -365,7 +365,7 @@ def _recoded(file: BinaryIO, part: Part, corpus: Corpus, counts: Counts) -> Read
         nonlocal waiting, first, at
         waiting, first = waiting[position - first :], position
         while len(waiting) <= want and at < part.end:
-            data = os.pread(file.fileno(), min(BLOCK, part.end - at), at)
+            data = file.pread(min(BLOCK, part.end - at), at)
             held = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(data, at + len(data) >= part.end)
@@ -432,7 +432,7 @@ def _whole(data: np.ndarray, final: bool) -> tuple[np.ndarray, np.ndarray, int]:
 # -- plain text -------------------------------------------------------------------------------------------
 
 
-def _read_text(file: BinaryIO, part: Part, corpus: Corpus, counts: Counts) -> Batches:
+def _read_text(file: File, part: Part, corpus: Corpus, counts: Counts) -> Batches:
     """A block holds whole documents, and the next begins where the last of them ended; or it holds a piece of one."""
     read, position = _open(file, part, corpus, counts)
     documents = {"file": _whole, "line": _lines, "paragraph": _paragraphs}[corpus.document]
@@ -495,7 +495,7 @@ def _documents(
 # -- JSON lines -------------------------------------------------------------------------------------------
 
 
-def _read_jsonl(file: BinaryIO, part: Part, corpus: Corpus, counts: Counts) -> Batches:
+def _read_jsonl(file: File, part: Part, corpus: Corpus, counts: Counts) -> Batches:
     read, position = _open(file, part, corpus, counts)
     want, final = BLOCK, False
     while not final:
@@ -577,7 +577,7 @@ def _parse_slowly(
                 f"{part.path!r} line {number}: column {corpus.text_column!r} holds a lone surrogate. {ADVICE}."
             ) from error
         except (InputError, ConfigError) as error:
-            torn = isinstance(error.__cause__, json.JSONDecodeError) and base + stop == os.path.getsize(part.path)
+            torn = isinstance(error.__cause__, json.JSONDecodeError) and base + stop == file_stat(part.path)[1]
             where = f"{part.path!r} line {line_and_byte(part.path, base + start)[0]}"
             raise type(error)(f"{where}: {error}{' The file may be truncated.' if torn else ''}") from error
         kept.append(place)
@@ -617,7 +617,7 @@ def _named(value: object) -> str:
 # -- Parquet ----------------------------------------------------------------------------------------------
 
 
-def _read_parquet(file: BinaryIO, part: Part, corpus: Corpus, counts: Counts) -> Batches:
+def _read_parquet(file: File, part: Part, corpus: Corpus, counts: Counts) -> Batches:
     """The rows of a part; those before it in its first row group are decoded and passed over."""
     parquet = open_parquet(file, part.path, corpus)
     metadata = parquet.metadata

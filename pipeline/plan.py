@@ -13,26 +13,25 @@ again only when its inode, size, mtime or ctime is another. 200 MB take 0.1 s on
 
 import codecs
 import contextlib
-import glob
 import hashlib
 import itertools
 import logging
 import os
 import re
-import stat as stat_module
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from pipeline import download, places, stores
 from pipeline.cache import Cache
 from pipeline.config import Corpus
 from pipeline.console import progress
 from pipeline.errors import ConfigError, InputError, IntegrityError, from_os_error
-from pipeline.files import MANIFEST_LIMIT, SCHEMA, Stat, digest, hash_file, seal, stat_of, unseal
+from pipeline.files import MANIFEST_LIMIT, SCHEMA, Stat, digest, hash_file, seal, unseal
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +41,7 @@ BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 READ = 1 << 16  # bytes looked at in one go for a border
 SPLITS = 4  # at most so many parts from one row group: each decodes the rows before its own, 2.5 times the work in all
 LONG = 1 << 30  # bytes: hashing more than this shows its progress
+FETCHES = 8  # ranges of files in a store that are hashed side by side, or more where there are more workers
 CLOCK = 2  # seconds: a file changed again within the step of the file system's clock would keep its ctime
 
 NEVER: Stat = (0, 0, 0, 0)  # equal to that of no file
@@ -118,13 +118,13 @@ def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
     ConfigError where there is nothing to read, InputError where a file changes meanwhile, and IntegrityError
     where a named asset does not have its checksum.
     """
-    files = find(corpus)
+    files = places.find(corpus)
     note = _note(corpus, cache, files)
     try:
         known = _recall(note, files) if trust_stat else {}
         fresh = {path: stat for path, stat in files.items() if path not in known}
         known |= _measure(fresh, corpus, workers)
-        unsettled = {path for path, stat in fresh.items() if time.time() - stat[3] / 1e9 < CLOCK}
+        unsettled = {path for path, stat in fresh.items() if not stat[0] or time.time() - stat[3] / 1e9 < CLOCK}
     except OSError as error:
         raise from_os_error(error) from error
     if len(unsettled) < len(fresh):
@@ -146,131 +146,22 @@ def look(corpus: Corpus, files: dict[str, Stat], cache: Cache, trust_stat: bool,
 def _note(corpus: Corpus, cache: Cache, files: dict[str, Stat]) -> Path:
     """Where the digests of these files are noted."""
     settings = [VERSION, corpus.format, corpus.document, corpus.encoding, corpus.text_column, corpus.shard_bytes, corpus.sha256]
-    return cache.root / "sources" / f"{digest([settings, [os.path.abspath(path) for path in files]])[:32]}.json"
+    where = [path if stores.is_url(path) else os.path.abspath(path) for path in files]
+    return cache.root / "sources" / f"{digest([settings, where])[:32]}.json"
 
 
 def _plan(corpus: Corpus, files: dict[str, Stat], known: dict[str, list[Range]], unsettled: set[str]) -> Plan:
-    sources = tuple(Source(shown(path), stat[1], _source_sha256(known[path], corpus)) for path, stat in files.items())
+    names = places.shown(files)
+    sources = tuple(
+        Source(name, stat[1], _source_sha256(known[path], corpus))
+        for name, (path, stat) in zip(names, files.items(), strict=True)
+    )
     parts = (
         Part(index, path, *known_range, NEVER if path in unsettled else stat)
         for index, (path, stat) in enumerate(files.items())
         for known_range in known[path]
     )
     return Plan(sources, tuple(_group(parts, corpus.shard_bytes)))
-
-
-# -- find -------------------------------------------------------------------------------------------------
-
-
-def data_dirs() -> list[Path]:
-    """Where a named asset may lie, in order: ./data, the package's own, the offline mirror."""
-    package = Path(__file__).resolve().parent
-    places = [Path("data"), package / "data", package.parent / "data"]
-    mirror = os.environ.get("PIPELINE_ASSETS")
-    return places + ([Path(mirror) / "corpora"] if mirror else [])
-
-
-def shown(path: str) -> str:
-    """A path as a manifest may show it: as it was given, or the name of an asset, the same on every machine."""
-    for place in data_dirs():
-        if os.path.abspath(path).startswith(os.path.abspath(place) + os.sep):
-            return os.path.relpath(path, place)
-    return os.fsencode(path).decode("utf-8", "surrogateescape")  # the same in every locale
-
-
-def find(corpus: Corpus) -> dict[str, Stat]:
-    """The input files and their stat, in order: as listed, and by sorted path within a folder or pattern.
-
-    Hidden files and folders are not looked at; links to folders are not followed. Raises ConfigError where
-    something is missing, is not a regular file or is named twice.
-    """
-    files: dict[str, Stat] = {}
-    names: dict[tuple[int, int], list[str]] = {}  # of each inode, to see a file that is named twice
-    for path in itertools.chain.from_iterable(_expand(text, corpus) for text in corpus.paths):
-        try:
-            stat = os.stat(path)
-        except OSError as error:
-            raise ConfigError(f"{path!r} in corpus.paths cannot be opened: {error.strerror}.") from error
-        if not stat_module.S_ISREG(stat.st_mode):
-            raise ConfigError(f"{path!r} in corpus.paths is not a regular file.")
-        others = names.setdefault((stat.st_dev, stat.st_ino), [])
-        for other in others:
-            if os.path.realpath(other) == os.path.realpath(path):
-                raise ConfigError(f"{path!r} and {other!r} in corpus.paths are the same file; name it once.")
-        others.append(path)
-        files[path] = stat_of(stat)
-    return files
-
-
-def _expand(text: str, corpus: Corpus) -> list[str]:
-    """The files that one of `corpus.paths` stands for: a file, a folder, a named asset, or a pattern."""
-    if "\0" in text:
-        raise ConfigError("corpus.paths holds a NUL character.")
-    path = os.path.expanduser(text)
-    if not os.path.lexists(path) and not os.path.isabs(path):
-        path = next((str(place / path) for place in data_dirs() if (place / path).is_file()), path)
-    if os.path.isdir(path):
-        return _walk(path)
-    if os.path.lexists(path):
-        return [path]
-    if matches := sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match)):
-        return matches
-    if corpus.url:
-        return [download(corpus)]
-    raise ConfigError(_nothing(path))
-
-
-def _walk(folder: str) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise from_os_error(error)
-
-    found: list[str] = []
-    skipped: list[str] = []
-    for top, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        skipped += [os.path.join(top, name) for name in folders if os.path.islink(os.path.join(top, name))]  # noqa: PTH118
-        for name in names:
-            if not name.startswith("."):
-                path = os.path.join(top, name)  # noqa: PTH118
-                (found if os.path.isfile(path) else skipped).append(path)
-    if skipped:
-        log.warning("skipped %d links to folders and things that are no files, the first is %r", len(skipped), min(skipped))
-    if not found:
-        raise ConfigError(f"the folder {folder!r} in corpus.paths holds no files.")
-    return sorted(found)
-
-
-def _nothing(pattern: str) -> str:
-    """Why a path or pattern matched nothing, with the nearest names."""
-    import difflib
-
-    folder = os.path.dirname(pattern) or "."
-    while folder and not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    near: list[str] = []
-    with contextlib.suppress(OSError):
-        near = difflib.get_close_matches(os.path.basename(pattern), os.listdir(folder or "."), 3, 0.3)
-    hint = f" Nearest in {folder or '.'!r}: {', '.join(map(repr, near))}." if near else ""
-    return f"corpus.paths: pattern {pattern!r} (cwd {os.getcwd()!r}) matched no files.{hint}"
-
-
-def download(corpus: Corpus) -> str:
-    """Fetch `corpus.url` into ./data with its checksum. Raises InputError naming every place that was tried."""
-    import pooch
-
-    pooch.get_logger().setLevel("ERROR")
-    name = corpus.paths[0]
-    places = ", ".join(repr(str(place / name)) for place in data_dirs())
-    mirror = "" if "PIPELINE_ASSETS" in os.environ else " and PIPELINE_ASSETS, which is not set,"
-    try:
-        return str(pooch.retrieve(corpus.url, known_hash=f"sha256:{corpus.sha256}", fname=name, path="data"))
-    except ValueError as error:
-        raise IntegrityError(f"{corpus.url} does not have sha256 {corpus.sha256}: {' '.join(str(error).split())}") from error
-    except Exception as error:
-        raise InputError(
-            f"corpus {corpus.name!r} is not in {places}{mirror} and cannot be downloaded from {corpus.url} "
-            f"({type(error).__name__}). Put the file into 'data/', or set PIPELINE_ASSETS to an offline mirror."
-        ) from error
 
 
 # -- cut --------------------------------------------------------------------------------------------------
@@ -293,11 +184,11 @@ def _borders(path: str, size: int, corpus: Corpus) -> list[int]:
     unit = "line" if corpus.format == "jsonl" else corpus.document
     if unit == "file" or not is_utf8(corpus):
         return [0, size]
-    with open(path, "rb", buffering=0) as file:
+    with places.open_file(path) as file:
         return [0, *_cuts(file, size, corpus.shard_bytes, LINE if unit == "line" else BLANK_LINE), size]
 
 
-def _cuts(file: Any, size: int, step: int, separator: re.Pattern[bytes]) -> Iterator[int]:
+def _cuts(file: places.File, size: int, step: int, separator: re.Pattern[bytes]) -> Iterator[int]:
     """Positions just behind the first separator that begins at or after each multiple of `step`."""
     position = step
     while position < size:
@@ -317,7 +208,7 @@ def _cuts(file: Any, size: int, step: int, separator: re.Pattern[bytes]) -> Iter
         position = (cut // step + 1) * step
 
 
-def open_parquet(file: Any, path: str, corpus: Corpus) -> Any:
+def open_parquet(file: places.File, path: str, corpus: Corpus) -> Any:
     """A Parquet file, read in pieces of 1 MiB, whose text column is there and holds strings.
 
     Raises ConfigError on a missing column, InputError where the file is none or the column holds no strings.
@@ -344,7 +235,7 @@ def open_parquet(file: Any, path: str, corpus: Corpus) -> Any:
 
 def _row_ranges(path: str, corpus: Corpus, sha: str) -> list[Range]:
     """Ranges of rows, each of about `corpus.shard_bytes` of text: whole row groups, or up to SPLITS of a large one."""
-    with open(path, "rb", buffering=0) as file:
+    with places.open_file(path) as file:
         parquet = open_parquet(file, path, corpus)
         metadata = parquet.metadata
         names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
@@ -370,16 +261,11 @@ def _row_ranges(path: str, corpus: Corpus, sha: str) -> list[Range]:
 # -- hash -------------------------------------------------------------------------------------------------
 
 
-def file_stat(handle: int | str) -> Stat:
-    """The state of a file by descriptor or path: inode, size, mtime and ctime."""
-    return stat_of(os.stat(handle))
-
-
-def sha256_range(file: BinaryIO, start: int, end: int) -> str:
-    """sha256 of the bytes [start, end) of an unbuffered file."""
+def sha256_range(file: places.File, start: int, end: int) -> str:
+    """sha256 of the bytes [start, end) of a file."""
     sha = hashlib.sha256()
     piece = memoryview(bytearray(min(1 << 20, end - start)))
-    while start < end and (count := os.preadv(file.fileno(), [piece[: end - start]], start)):
+    while start < end and (count := file.pread_into(piece[: end - start], start)):
         sha.update(piece[:count])
         start += count
     return sha.hexdigest()
@@ -402,7 +288,8 @@ def _measure(files: dict[str, Stat], corpus: Corpus, workers: int) -> dict[str, 
     )
     size = sum(stat[1] for stat in files.values())
     shas: list[str] = []
-    with ThreadPoolExecutor(workers) as pool, progress("plan", size) if size > LONG else nullcontext(int) as advance:
+    threads = max(workers, FETCHES) if any(map(stores.is_url, files)) else workers
+    with ThreadPoolExecutor(threads) as pool, progress("plan", size) if size > LONG else nullcontext(int) as advance:
         for job, hashed in zip(jobs, pool.map(_hash, jobs), strict=True):
             shas += hashed
             advance(sum(end - start for _, start, end in job))
@@ -414,12 +301,11 @@ def _measure(files: dict[str, Stat], corpus: Corpus, workers: int) -> dict[str, 
             measured[path] = _row_ranges(path, corpus, _combined(own))
         else:
             measured[path] = [(a, b, b - a, sha) for (a, b), sha in zip(itertools.pairwise(edges), own, strict=True)]
-        if file_stat(path) != files[path]:
+        if places.file_stat(path) != files[path]:
             raise InputError(f"{path!r} changed while it was read; run again when it is still.")
-        if corpus.sha256 and (sha := own[0] if len(own) == 1 else hash_file(Path(path))[1]) != corpus.sha256:
-            raise IntegrityError(
-                f"{path!r} has sha256 {sha}, not corpus.sha256={corpus.sha256}. Remove it to have it fetched again."
-            )
+        wanted = corpus.sha256 or download.checksum(path)
+        if wanted and (sha := own[0] if len(own) == 1 else hash_file(Path(path))[1]) != wanted:
+            raise IntegrityError(f"{path!r} has sha256 {sha}, not {wanted}. Remove it to have it fetched again.")
     return measured
 
 
@@ -439,12 +325,14 @@ def _jobs(ranges: list[tuple[str, int, int]], size: int) -> Iterator[list[tuple[
 def _hash(ranges: list[tuple[str, int, int]]) -> list[str]:
     shas = []
     for path, start, end in ranges:
-        with open(path, "rb", buffering=0) as file:
+        with places.open_file(path) as file:
+            if not end and file.pread(1, 0):
+                raise ConfigError(f"{path!r} in corpus.paths is not a regular file: its size is 0, yet it holds bytes.")
             shas.append(sha256_range(file, start, end))
     return shas
 
 
-def require_planned(file: BinaryIO, part: Part, corpus: Corpus) -> None:
+def require_planned(file: places.File, part: Part, corpus: Corpus) -> None:
     """Raise InputError where what a part is read from no longer has the sha256 that was planned.
 
     `file` is the open file itself, not its name, under which another may lie by now. A file that only grew
@@ -459,9 +347,9 @@ def require_planned(file: BinaryIO, part: Part, corpus: Corpus) -> None:
 _parquet_shas: dict[tuple[str, int, Stat], str] = {}
 
 
-def _parquet_sha256(file: BinaryIO, path: str, corpus: Corpus) -> str:
+def _parquet_sha256(file: places.File, path: str, corpus: Corpus) -> str:
     """The digest of a whole Parquet file. Its parts share it, so it is made once per process for a state of the file."""
-    stat = file_stat(file.fileno())
+    stat = file.stat()
     key = (path, corpus.shard_bytes, stat)
     if key not in _parquet_shas:
         borders = _borders(path, stat[1], corpus)

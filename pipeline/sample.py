@@ -18,7 +18,6 @@ a little better than it says.
 """
 
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline import corpus, plan
+from pipeline import corpus, places, plan
 from pipeline.arrow import flags, string_bytes, to_numpy
 from pipeline.config import Corpus
 from pipeline.files import Stat
@@ -126,7 +125,7 @@ def frame(settings: Corpus, files: dict[str, Stat]) -> Frame:
         return Frame(tuple(Unit(path, stat[1]) for path, stat in files.items() if stat[1]))
     units = []
     for path in files:
-        with open(path, "rb", buffering=0) as file:
+        with places.open_file(path) as file:
             metadata = plan.open_parquet(file, path, settings).metadata
         names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
         column, first = names.index(settings.text_column), 0
@@ -192,7 +191,7 @@ def _block(
 
 def _values(settings: Corpus, unit: Unit) -> list[bytes]:
     """The documents of a row group."""
-    part = plan.Part(0, unit.path, unit.first, unit.first + unit.rows, unit.bytes, "", plan.file_stat(unit.path))
+    part = plan.Part(0, unit.path, unit.first, unit.first + unit.rows, unit.bytes, "", places.file_stat(unit.path))
     return [text for _, _, text, _ in _documents(settings, part)]
 
 
@@ -214,15 +213,15 @@ def _from_file(settings: Corpus, unit: Unit, low: int, high: int, block: Block) 
         scale = high - low
         low, high = 0, min(unit.bytes, scale)
     if settings.format == "text" and settings.document == "file" and plan.is_utf8(settings):
-        with open(unit.path, "rb", buffering=0) as file:
+        with places.open_file(unit.path) as file:
             base = max(0, low - 1)
-            data = os.pread(file.fileno(), high - base + NEAR, base)
+            data = file.pread(high - base + NEAR, base)
         block.text.append(data[_word(data, low - base) : _word(data, high - base)])
         if low == 0:
             block.begun.append(unit.bytes)
         return
     left, right = _records(settings, unit, low, high)
-    part = plan.Part(0, unit.path, left, right, right - left, "", plan.file_stat(unit.path))
+    part = plan.Part(0, unit.path, left, right, right - left, "", places.file_stat(unit.path))
     for start, end, text, whole in _documents(settings, part):
         share = len(text) / max(1, end - start)
         a, b = (_word(text, int(max(0, place - start) * share)) for place in (low, high))
@@ -253,11 +252,11 @@ def _records(settings: Corpus, unit: Unit, low: int, high: int) -> tuple[int, in
         return 0, high
     separator = SEPARATOR["line" if settings.format == "jsonl" else settings.document]
     reach = settings.max_document_bytes if settings.format == "jsonl" else REACH
-    with open(unit.path, "rb", buffering=0) as file:
+    with places.open_file(unit.path) as file:
         near, left = 2 * BLOCK, -1 if low else 0
         while left < 0:
             base = max(0, low - near)
-            data = os.pread(file.fileno(), low - base, base)
+            data = file.pread(low - base, base)
             ends = [base + match.end() for match in separator.finditer(data)]
             if ends or not base:
                 left = ends[-1] if ends else 0
@@ -266,7 +265,7 @@ def _records(settings: Corpus, unit: Unit, low: int, high: int) -> tuple[int, in
             near *= 4
         near, right = 2 * BLOCK, -1
         while right < 0:
-            data = os.pread(file.fileno(), near, high - 1)
+            data = file.pread(near, high - 1)
             match = separator.search(data)
             if match:
                 right = high - 1 + match.end()

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import backends, corpus, files, plan, tokenizer, window
+from pipeline import backends, corpus, files, places, plan, stores, tokenizer, window
 from pipeline import config as configs
 from pipeline.arrow import adjoin, flags, numbers, read_batches, string_bytes, to_numpy
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
@@ -191,12 +191,14 @@ class Finished:
 
     # -- text and tokens of documents
 
-    def locate(self, source: int) -> Path:
+    def locate(self, source: int) -> str:
         """Where an input file lies today. Raises ConfigError where it is gone."""
         name = str(self.manifest["sources"][source]["path"])
-        for place in (Path(name).expanduser(), *(place / name for place in plan.data_dirs())):
+        if stores.is_url(name):
+            return name
+        for place in (Path(name).expanduser(), *(place / name for place in places.data_dirs())):
             if place.is_file():
-                return place
+                return str(place)
         raise ConfigError(f"the input file {name!r} is gone, or lies elsewhere: call this in the folder of the run.")
 
     def changed(self, document: int) -> IntegrityError:
@@ -216,8 +218,9 @@ class Finished:
         edges = [documents.start, *(np.flatnonzero(apart) + documents.start + 1).tolist(), documents.stop]
         for begin, run in itertools.pairwise(edges) if documents else ():
             path = self.locate(int(source[begin]))
-            low, high = (int(start[begin]), int(end[run - 1])) if plan.is_utf8(self.corpus) else (0, path.stat().st_size)
-            part = plan.Part(int(source[begin]), str(path), low, high, high - low, "", plan.file_stat(str(path)))
+            stat = places.file_stat(path)
+            low, high = (int(start[begin]), int(end[run - 1])) if plan.is_utf8(self.corpus) else (0, stat[1])
+            part = plan.Part(int(source[begin]), path, low, high, high - low, "", stat)
             whole = 0
             for batch in corpus.load(plan.Shard(0, (part,)), self.corpus, Counter()):
                 at = to_numpy(batch["start"])
@@ -266,9 +269,8 @@ class Finished:
         if self.corpus.format != "text" or not plan.is_utf8(self.corpus):
             return None
         start = int(self.documents["start"][document]) + text[0]
-        with open(self.locate(int(self.documents["source"][document])), "rb") as file:
-            file.seek(start)
-            return (start, start + len(words)) if file.read(len(words)) == words else None
+        with places.open_file(self.locate(int(self.documents["source"][document]))) as file:
+            return (start, start + len(words)) if file.pread(len(words), start) == words else None
 
 
 # -- from a row -------------------------------------------------------------------------------------------
@@ -388,9 +390,8 @@ def find_file(dataset: Finished, path: str, at: int | None = None) -> Iterator[P
     if not len(here):
         raise ConfigError(f"{path!r}: {at} lies in no document, but in a line's end, a mark, or what was dropped.")
     inside = at - int(columns["start"][here[0]])
-    with open(dataset.locate(chosen[0]), "rb") as file:
-        file.seek(at)
-        same = dataset.in_file(int(here[0]), (inside, inside + 1), file.read(1))
+    with places.open_file(dataset.locate(chosen[0])) as file:
+        same = dataset.in_file(int(here[0]), (inside, inside + 1), file.pread(1, at))
     yield _place(dataset, int(here[0]), (inside, inside + 1) if same else None)
 
 

@@ -9,6 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from pipeline import config as configs
+from pipeline.cache import Cache
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,3 +37,22 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory of its own."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write(folder: Path, **files: str | bytes) -> None:
+    for name, data in files.items():
+        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache.open(tmp_path / "cache")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder without an offline mirror."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("PIPELINE_ASSETS", raising=False)
+    return tmp_path / "here"

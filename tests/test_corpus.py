@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import corpus, plan
+from pipeline import corpus, places, plan
 from pipeline.cache import Cache
 from pipeline.config import Config, Corpus, check
 from pipeline.errors import ConfigError, InputError
@@ -575,7 +575,7 @@ def test_rehash_sees_a_change_that_stat_hides(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(plan, "CLOCK", -1e9)
     shard = planned(settings, tmp_path).shards[0]
     path.write_bytes(b"TEXT")
-    monkeypatch.setattr(corpus, "file_stat", lambda handle: shard.parts[0].stat)
+    monkeypatch.setattr(places.LocalFile, "stat", lambda file: shard.parts[0].stat)
     assert sum(len(batch) for batch in corpus.load(shard, settings, Counter())) == 1
     with pytest.raises(InputError, match="changed during the run"):
         list(corpus.load(shard, settings, Counter(), rehash=True))

@@ -1,14 +1,13 @@
 """Samples by bytes: blocks share out a corpus without seams, and the interval holds the truth as often as it says."""
 
 import json
-import os
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import plan, sample
+from pipeline import corpus, places, sample
 from pipeline.config import Corpus
 
 WORDS = ["fog", "ferry", "naïve", "漢字", "late,", "because", "😀", "a"]
@@ -37,7 +36,7 @@ def written(at, kind: str, seed: int = 0, documents: int = 400, rows: int = 30) 
 
 
 def drawn(settings: Corpus, budget: int, seed: int) -> tuple[float, list[sample.Block]]:
-    frame = sample.frame(settings, plan.find(settings))
+    frame = sample.frame(settings, places.find(settings))
     return frame.bytes, list(sample.draw(settings, frame, budget, seed))
 
 
@@ -76,7 +75,7 @@ def test_a_seed_gives_the_same_blocks_again_and_another_seed_others(at, kind):
 @pytest.mark.parametrize("kind", ["line", "paragraph", "file", "jsonl"])
 def test_neighbouring_blocks_share_out_every_word_of_a_file_once(at, monkeypatch, kind):
     settings, texts = written(at, kind, documents=60)
-    (path, stat), *_ = plan.find(settings).items()
+    (path, stat), *_ = places.find(settings).items()
     unit, words, begun = sample.Unit(path, stat[1]), [], 0
     for low in range(0, stat[1], 777):
         block = sample.Block(0)
@@ -114,16 +113,16 @@ def test_students_quantile_is_that_of_the_tables():
 def test_the_sample_of_a_folder_of_many_files_reads_few_of_them(at, monkeypatch):
     settings, _ = written(at, "folder", documents=500)
     opened = set()
-    real = os.open
+    real = places.open_file
 
-    def spy(path, *arguments, **options):
-        opened.add(str(path))
-        return real(path, *arguments, **options)
+    def spy(path):
+        opened.add(path)
+        return real(path)
 
     monkeypatch.setattr(sample, "BLOCK", 256)
-    files = plan.find(settings)
-    monkeypatch.setattr(os, "open", spy)
-    monkeypatch.setattr("builtins.open", lambda path, *a, **k: (opened.add(str(path)), open_(path, *a, **k))[1])
+    files = places.find(settings)
+    monkeypatch.setattr(places, "open_file", spy)
+    monkeypatch.setattr(corpus, "open_file", spy)
     list(sample.draw(settings, sample.frame(settings, files), 4 << 10, 0))
     assert 4 <= len([path for path in opened if path.endswith(".txt")]) <= 60
 
