@@ -1,4 +1,4 @@
-"""Tokenizers and models by name: on this disk, in an offline mirror, or on the Hub at one commit.
+"""Tokenizers, models and datasets by name: on this disk, in an offline mirror, or on the Hub at one commit.
 
     name ─▶ that path ─▶ data/<kind>s/<name> ─▶ $PIPELINE_ASSETS/<kind>s/<name> ─▶ the Hub
                                                 (there also by the last part of <name>)
@@ -76,8 +76,10 @@ class Repository:
     fetch: Callable[[str], Path]  # raises TokenizerError where it cannot be downloaded
 
 
-def repository(name: str, revision: str | None, signs: tuple[str, ...]) -> Repository:
+def repository(name: str, revision: str | None, signs: tuple[str, ...], kind: str = "model") -> Repository:
     """A repository of the Hub, the revision resolved to a commit; without a network, the cached one that has a sign.
+
+    `kind` is model or dataset; tokenizers lie with models.
 
     Raises TokenizerError saying what is wrong with the name or the revision, or that the Hub cannot be reached.
     """
@@ -85,7 +87,8 @@ def repository(name: str, revision: str | None, signs: tuple[str, ...]) -> Repos
     from huggingface_hub import errors
 
     try:
-        info = within(HUB_SECONDS, lambda: hub.HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS / 2))
+        ask = hub.HfApi().dataset_info if kind == "dataset" else hub.HfApi().model_info
+        info = within(HUB_SECONDS, lambda: ask(name, revision=revision, timeout=HUB_SECONDS / 2))
     except errors.HFValidationError as error:
         raise TokenizerError("it is no repository name.") from error
     except errors.RevisionNotFoundError as error:
@@ -93,30 +96,30 @@ def repository(name: str, revision: str | None, signs: tuple[str, ...]) -> Repos
     except errors.RepositoryNotFoundError as error:  # private and gated ones too
         raise TokenizerError("it has none of that name, or not for you.") from error
     except Exception as error:  # offline mode, or whatever the HTTP library of the day raises without a network
-        if known := cached(name, revision, signs):
-            log.warning("the Hub cannot be reached; using its cached commit %s of %r", known.commit, name)
+        if known := cached(name, revision, signs, kind):
+            log.warning("the Hub cannot be reached; using what is cached of commit %s of %r", known.commit, name)
             return known
         raise TokenizerError(f"it cannot be reached ({type(error).__name__}).") from error
 
     def fetch(file: str) -> Path:
         try:
-            return Path(hub.hf_hub_download(name, file, revision=info.sha, etag_timeout=DOWNLOAD_SECONDS))
+            path = hub.hf_hub_download(name, file, revision=info.sha, repo_type=kind, etag_timeout=DOWNLOAD_SECONDS)
+            return Path(path)
         except Exception as error:
             raise TokenizerError(f"{file!r} of {name!r} cannot be downloaded ({type(error).__name__}).") from error
 
     return Repository(str(info.sha), frozenset(file.rfilename for file in info.siblings or []), fetch)
 
 
-def cached(name: str, revision: str | None, signs: tuple[str, ...]) -> Repository | None:
-    """What the Hub's cache on this disk holds of a revision, where one of the files `signs` is among it."""
+def cached(name: str, revision: str | None, signs: tuple[str, ...], kind: str = "model") -> Repository | None:
+    """What the Hub's cache on this disk holds of a revision, where one of the files `signs`, if any, is among it."""
     import huggingface_hub as hub
 
-    for sign in signs:
-        with contextlib.suppress(Exception):
-            path = hub.try_to_load_from_cache(name, sign, revision=revision)
-            if isinstance(path, str):
-                folder = Path(path).parent  # …/snapshots/<commit>
-                return Repository(folder.name, frozenset(item.name for item in folder.iterdir()), partial(Path, folder))
+    with contextlib.suppress(Exception):
+        folder = Path(hub.snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True))
+        files = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        if files and (not signs or files & set(signs)):
+            return Repository(folder.name, files, partial(Path, folder))  # …/snapshots/<commit>
     return None
 
 

@@ -225,7 +225,7 @@ def as_ours(error: Exception, bug: bool = False) -> Exception:
 def _hydras(error: Exception) -> bool:
     if isinstance(error, ValueError | RecursionError):
         return True
-    import yaml  # type: ignore[import-untyped]
+    import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 

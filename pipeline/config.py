@@ -22,7 +22,11 @@ MIB = 1 << 20
 class Corpus:
     """Where text comes from and what a document is. Stage `load`."""
 
-    name: str = "corpus"
+    name: str = "corpus"  # of the output too, by its last part; hub: user/dataset, or a folder
+    kind: str = "files"  # files | hub
+    config: str | None = None  # hub: null is the only or the default one
+    split: str = "train"  # hub
+    revision: str | None = None  # hub: branch, tag or commit
     format: str = "text"  # text | jsonl | parquet
     paths: list[str] = field(default_factory=list)  # files, folders, globs, https://…#sha256=…, s3://…; a named asset
     url: str | None = None  # where a single named asset can be downloaded
@@ -147,6 +151,7 @@ class Config:
 
 
 CHOICES = {
+    "corpus.kind": ("files", "hub"),
     "corpus.format": ("text", "jsonl", "parquet"),
     "corpus.document": ("file", "line", "paragraph"),
     "corpus.errors": ("strict", "replace", "skip"),
@@ -319,6 +324,7 @@ def redacted(text: str) -> str:
 
 def check(config: Config) -> None:
     """Every rule that needs only the configuration. Raises ConfigError naming key, value and rule."""
+    on_hub = config.corpus.kind == "hub"
     for dotted, choices in CHOICES.items():
         value = get(config, dotted)
         if value not in choices:
@@ -329,7 +335,9 @@ def check(config: Config) -> None:
         value = get(config, dotted)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"{dotted}={value} is outside the allowed range {low} to {high}.")
-    for dotted, name in (("name", config.name), ("corpus.name", config.corpus.name)):
+    if on_hub and not config.corpus.name:
+        raise ConfigError("corpus.name is required: a dataset of the Hub, as in user/dataset, or a folder of the same layout.")
+    for dotted, name in (("name", config.name), ("corpus.name", output_name(config) if on_hub else config.corpus.name)):
         if name is not None and not NAME.fullmatch(name):
             raise ConfigError(
                 f"{dotted}={name[:120]!r} may hold at most 100 letters, digits, '.', '_' and '-', and not begin with '.'."
@@ -338,11 +346,13 @@ def check(config: Config) -> None:
         value = get(config, dotted)
         if value is not None and ("\0" in value or not value):
             raise ConfigError(f"{dotted} " + ("holds a NUL character." if value else "is empty."))
-    folder = Path(config.output.dir or f"outputs/{config.name or config.corpus.name}")
+    folder = Path(config.output.dir or f"outputs/{output_name(config)}")
     place, kept = folder.absolute(), Path(config.cache.dir).absolute()
     if place.is_relative_to(kept) or kept.is_relative_to(place):
         raise ConfigError(f"output.dir={str(folder)!r} and cache.dir={config.cache.dir!r} may not lie one inside the other.")
-    if not config.corpus.paths:
+    if on_hub and config.corpus.paths:
+        raise ConfigError("corpus.paths means nothing to corpus.kind=hub: the dataset's card or names say what its files are.")
+    if not on_hub and not config.corpus.paths:
         raise ConfigError("corpus.paths is empty: name files, folders or globs, as in corpus.paths=[texts/].")
     if config.corpus.url is not None and not config.corpus.url.startswith("https://"):
         raise ConfigError(f"corpus.url={config.corpus.url!r}: only https:// is allowed.")
@@ -378,6 +388,11 @@ def check(config: Config) -> None:
         )
     if window.special_tokens and window.mode != "document":
         raise ConfigError("window.special_tokens=true needs window.mode=document.")
+
+
+def output_name(config: Config) -> str:
+    """What the output is called: `name`, or the last part of the corpus's."""
+    return config.name or Path(config.corpus.name).name
 
 
 def recorded(tree: Config | dict[str, Any]) -> dict[str, Any]:

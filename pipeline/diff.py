@@ -66,7 +66,7 @@ def _facts(dataset: Finished) -> Json:
     manifest, record = dataset.manifest, {}
     with contextlib.suppress(OSError, ValueError):
         record = json.loads((dataset.folder / "run.json").read_text())
-    origin = {part: manifest[part] for part in ("tokenizer", "embedding")}
+    origin = {part: manifest[part] for part in ("corpus", "tokenizer", "embedding") if part in manifest}
     run = {name: record.get(name) for name in ("engine", "cores", "host", "python", "platform")}
     return flatten({**manifest["config"], "origin": origin, "versions": manifest["versions"], "run": run})
 

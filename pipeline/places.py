@@ -16,6 +16,7 @@ import glob
 import io
 import logging
 import os
+import re
 import stat as stat_module
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,8 @@ from pipeline.errors import ConfigError, from_os_error
 from pipeline.files import Stat, stat_of
 
 log = logging.getLogger(__name__)
+
+SNAPSHOT = re.compile(r".*/datasets--([^/]+)/snapshots/([0-9a-f]{40})/(.+)", re.S)  # in the Hub's cache on this disk
 
 
 # -- open -------------------------------------------------------------------------------------------------
@@ -78,9 +81,15 @@ def shown(paths: Iterable[str]) -> list[str]:
     for path in paths:
         whole = path if stores.is_url(path) else os.path.abspath(path)
         root = next((root for root in roots if whole.startswith(root)), None)
-        name = os.path.relpath(whole, root) if root else path
+        name = os.path.relpath(whole, root) if root else hub_address(whole) or path
         names.append(os.fsencode(name).decode("utf-8", "surrogateescape"))  # the same in every locale
     return names
+
+
+def hub_address(path: str) -> str | None:
+    """The address, the same on every machine, of a file in the Hub's cache; None for any other."""
+    match = SNAPSHOT.fullmatch(path)
+    return f"hf://datasets/{match[1].replace('--', '/')}@{match[2]}/{match[3]}" if match else None
 
 
 def find(corpus: Corpus) -> dict[str, Stat]:
@@ -156,17 +165,18 @@ def _matches(pattern: str) -> list[str]:
     if not os.path.isdir(top):
         return []
     skip = len(top.rstrip("/")) + 1
-    found = (path for path in _walk(top) if _fits(path[skip:].split("/"), parts[fixed:]))
+    found = (path for path in _walk(top) if fits(path[skip:].split("/"), parts[fixed:]))
     return [path if fixed else path[skip:] for path in found]
 
 
-def _fits(parts: list[str], pattern: list[str]) -> bool:
+def fits(parts: list[str], pattern: list[str]) -> bool:
+    """Does a path, in its parts, match a pattern? `**` is any number of folders; all else stays within one part."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
         rest = pattern[1:]
-        return bool(parts) and (not rest or any(_fits(parts[i:], rest) for i in range(len(parts))))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+        return bool(parts) and (not rest or any(fits(parts[i:], rest) for i in range(len(parts))))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and fits(parts[1:], pattern[1:])
 
 
 def _walk(folder: str) -> list[str]:

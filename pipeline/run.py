@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import __version__, backends, corpus, embedding, engine, output, plan, steps, tokenizer, vocabulary, window
+from pipeline import __version__, backends, corpus, embedding, engine, hub, output, plan, steps, tokenizer, vocabulary, window
 from pipeline import config as configs
 from pipeline.arrow import read_schema
 from pipeline.cache import Cache
@@ -51,18 +51,22 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     recorded = configs.recorded(config) if recorded is None else recorded
     started, begun = time.monotonic(), datetime.datetime.now(datetime.UTC)
     configs.check(config)
-    folder = Path(config.output.dir or Path("outputs") / (config.name or config.corpus.name)) / (job or "")
+    folder = Path(config.output.dir or Path("outputs") / configs.output_name(config)) / (job or "")
     output.require_ours(folder)
     if job:
         output.require_ours(folder.parent)
+    settings, origin = hub.resolve(config.corpus)
+    if origin:
+        config = replace(config, corpus=settings)
+        recorded = {**recorded, "corpus": {**recorded["corpus"], "format": settings.format}}
     cache = Cache.open(Path(config.cache.dir))
     try:
         try:
-            line, published = _run(config, recorded, cache, folder)
+            line, published = _run(config, recorded, origin, cache, folder)
         except steps.BackendDiffers as differing:
             log.warning("%s: tokenizer.backend=hf is used instead", differing)
             slow = replace(config, tokenizer=replace(config.tokenizer, backend="hf"))
-            line, published = _run(slow, recorded, cache, folder)
+            line, published = _run(slow, recorded, origin, cache, folder)
     finally:
         cache.close()
     reports = [report for _, report in output.in_order(line.reports)]
@@ -82,7 +86,7 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     return outcome
 
 
-def _run(config: configs.Config, recorded: Json, cache: Cache, folder: Path) -> tuple[Line, bool]:
+def _run(config: configs.Config, recorded: Json, origin: Json | None, cache: Cache, folder: Path) -> tuple[Line, bool]:
     line = Line(cache, config.engine)
     with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
         found = None if tokenizer.trained(config.tokenizer) else aside.submit(steps.find_tokenizer, line, config)
@@ -92,7 +96,7 @@ def _run(config: configs.Config, recorded: Json, cache: Cache, folder: Path) -> 
     encoded = steps.make_ids(line, config, planned, load, ready)
     windows = steps.make_windows(line, config, planned, ready, encoded)
     vectors = steps.make_vectors(line, config, ready, windows) if config.embedding.kind != "none" else None
-    return line, _publish(folder, config, recorded, planned, line, ready, encoded, windows, vectors)
+    return line, _publish(folder, config, recorded, origin, planned, line, ready, encoded, windows, vectors)
 
 
 # -- the folder that comes out ----------------------------------------------------------------------------
@@ -102,6 +106,7 @@ def _publish(
     folder: Path,
     config: configs.Config,
     recorded: Json,
+    origin: Json | None,
     planned: plan.Plan,
     line: Line,
     ready: steps.Ready,
@@ -119,7 +124,7 @@ def _publish(
         rows = vectors if len(vectors[1]["files"]) > 1 else windows
     data = {f"data-{name}": _file(rows, name) for name in rows[1]["files"] if name != steps.TABLES}
     schema = read_schema(next(iter(data.values()))[0])
-    name = config.name or config.corpus.name
+    name = configs.output_name(config)
     manifest = {
         "name": name,
         "config": recorded,
@@ -128,6 +133,7 @@ def _publish(
         "rows": windows[1]["rows"],
         "shift": json.loads(schema.metadata[b"pipeline"])["targets"],
         "sources": [asdict(source) for source in planned.sources],
+        **({"corpus": origin} if origin else {}),
         "tokenizer": {"backend": ready.backend, **tokenizer.origin(config.tokenizer)},
         "embedding": embedding.origin(config.embedding),
         "versions": {

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import backends, corpus, files, places, plan, stores, tokenizer, window
+from pipeline import backends, corpus, files, hub, places, plan, stores, tokenizer, window
 from pipeline import config as configs
 from pipeline.arrow import adjoin, flags, numbers, read_batches, string_bytes, to_numpy
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
@@ -195,7 +195,7 @@ class Finished:
         """Where an input file lies today. Raises ConfigError where it is gone."""
         name = str(self.manifest["sources"][source]["path"])
         if stores.is_url(name):
-            return name
+            return hub.cached(name) or name
         for place in (Path(name).expanduser(), *(place / name for place in places.data_dirs())):
             if place.is_file():
                 return str(place)
