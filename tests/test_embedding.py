@@ -315,7 +315,7 @@ def test_offline_a_missing_model_names_every_place_within_seconds(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIPELINE_ASSETS", "mirror")
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: (_ for _ in ()).throw(OSError("none")))
     with pytest.raises(
         TokenizerError,
         match=r"'me/gone'.*'data/models/me/gone', 'mirror/models/me/gone'.*, and the Hub: it cannot be.*embedding\.name=",
@@ -327,9 +327,8 @@ def test_offline_what_the_hub_has_cached_is_used_and_its_commit_named(tmp_path, 
     import huggingface_hub
 
     folder = write_model(tmp_path / "snapshots/c0ffee", {"wte.weight": table()})
-    cached = {"model.safetensors": str(folder / "model.safetensors")}
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file, revision: cached.get(file))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **rest: str(folder))
     assert embedding.tables(from_model("me/cached"), V, L)[TOKENS].shape == (V, D)
     assert embedding.origin(from_model("me/cached")) == {
         "name": "me/cached",
@@ -353,7 +352,7 @@ def test_on_the_hub_the_revision_is_resolved_and_only_the_needed_file_downloaded
     monkeypatch.setattr(
         huggingface_hub,
         "hf_hub_download",
-        lambda name, file, revision, etag_timeout: (fetched.append((file, revision)), folder / file)[1],
+        lambda name, file, revision, **rest: (fetched.append((file, revision)), folder / file)[1],
     )
     e = from_model("some/model", revision="main")
     assert embedding.tables(e, V, L)[TOKENS].shape == (V, D)

@@ -188,5 +188,6 @@ def test_corpus_files_hold_values_only_and_every_one_fits_the_dataclass() -> Non
     for file in files:
         values = yaml.safe_load(file.read_text())
         settings = Corpus(**values)
-        settings.paths = settings.paths or ["x"]
+        settings.name = settings.name or "x"
+        settings.paths = settings.paths or ["x"] * (settings.kind == "files")
         config.check(config.Config(corpus=settings))
