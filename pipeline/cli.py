@@ -213,6 +213,8 @@ def as_ours(error: Exception, bug: bool = False) -> Exception:
 
     `bug`: an exception that is no system's is one. Outside of a run it is Hydra's word on a configuration.
     """
+    if stopped := engine.interrupted():
+        return stopped
     if isinstance(error, PipelineError):
         return error
     if isinstance(error, MemoryError):

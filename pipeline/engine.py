@@ -34,6 +34,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,6 +52,7 @@ GRACE = 8.0  # seconds from the first signal to the end of the process, whatever
 PATIENCE = 300.0  # seconds without an answer or processor time until a worker process counts as hanging
 LOOK = 1.0  # seconds between two looks at the workers' processor time
 _interrupted = 0  # the signal that asked the process to stop
+_held = False  # is the main thread at what no exception may come into?
 _task = threading.local()  # .stop: the event that ends this thread's tasks
 
 
@@ -76,12 +78,36 @@ def surely(clean: Callable[[], None]) -> None:
         raise
 
 
+def interrupted() -> Interrupted | None:
+    """What a signal has asked for, if one came. Whatever is raised after it is its doing: it may come in the midst of
+    a library's own locking or of an `except`, and be told as something else.
+    """
+    return Interrupted(_interrupted) if _interrupted else None
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+    """Start work in a pool. A signal waits meanwhile: a thread that was started but not noted would not be waited for."""
+    global _held
+    main = threading.current_thread() is threading.main_thread()
+    _held = _held or main
+    try:
+        return pool.submit(function, *arguments)
+    finally:
+        if main:
+            _held = False
+            if _interrupted:
+                raise Interrupted(_interrupted)
+
+
 @contextlib.contextmanager
-def beside() -> Iterator[ThreadPoolExecutor]:
-    """A thread for work beside the main thread's; it has ended where the block is left, whatever was raised and when."""
+def beside() -> Iterator[Callable[..., "Future[Any]"]]:
+    """A thread for work beside the main thread's; gives what starts work in it and returns a future.
+
+    It has ended where the block is left, whatever was raised and when.
+    """
     pool = ThreadPoolExecutor(1)
     try:
-        yield pool
+        yield partial(_submit, pool)
     finally:
         surely(lambda: pool.shutdown(wait=True, cancel_futures=True))
 
@@ -145,7 +171,7 @@ def _in_threads(workers: int, function: Callable[[Item], Result], items: Iterabl
     source = iter(items)
     try:
         while True:
-            flight.extend(pool.submit(task, item) for item in islice(source, 2 * workers - len(flight)))
+            flight.extend(_submit(pool, task, item) for item in islice(source, 2 * workers - len(flight)))
             if not flight:
                 return
             yield flight.popleft().result()
@@ -342,7 +368,8 @@ def signals() -> Iterator[None]:
         global _interrupted
         if not _interrupted:
             _interrupted = number
-            raise Interrupted(number)
+            if not _held:
+                raise Interrupted(number)
 
     def watch() -> None:
         first = 0

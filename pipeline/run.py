@@ -89,7 +89,7 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
 def _run(config: configs.Config, recorded: Json, origin: Json | None, cache: Cache, folder: Path) -> tuple[Line, bool]:
     line = Line(cache, config.engine)
     with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
-        found = None if tokenizer.trained(config.tokenizer) else aside.submit(steps.find_tokenizer, line, config)
+        found = None if tokenizer.trained(config.tokenizer) else aside(steps.find_tokenizer, line, config)
         planned = plan.make(config.corpus, cache, config.cache.trust_stat, config.engine.workers or engine.cores())
         load = steps.load(line, config, planned)
         ready = found.result() if found else steps.train_tokenizer(line, config, planned, load)

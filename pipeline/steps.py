@@ -185,7 +185,7 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
     with engine.beside() as aside:
         proof = None
         if ready.backend in ("gigatoken", "splintr") and tokenize.manifest() is None:
-            proof = aside.submit(_prove, ready, planned, config.corpus)
+            proof = aside(_prove, ready, planned, config.corpus)
 
         def proven() -> None:
             if proof is not None:

@@ -989,6 +989,7 @@ def test_ls_tells_stage_key_bytes_rows_and_age(cache: Cache) -> None:
 def test_gc_keeps_what_fits_to_the_byte_and_needs_no_folder_of_its_own_before(cache: Cache) -> None:
     entry = stored(cache, 1, 100)
     cache.close()
+    (cache.root / "tmp").rmdir()
     assert cache.gc(entry.stored()) == {}
     assert list(cache.gc(entry.stored() - 1)) == [entry.folder]
     assert entry.last_use() == 0 and entry.stored() == 0
@@ -1046,6 +1047,19 @@ def test_what_was_published_under_one_key_or_name_is_not_believed_under_a_smalle
         note = {"bytes": 1, "sha256": ""}
         (target.folder / ".00000.arrow.receipt").write_bytes(seal({"of": ["ids", source.key, "00000.arrow"], "note": note}))
         assert target._receipt("00000.arrow") is None
+
+
+def test_a_long_value_is_shortened_at_forty_characters() -> None:
+    assert [caches.shortened("x" * n) for n in (38, 39)] == [f'"{"x" * 38}"', f'"{"x" * 36}…']
+
+
+def test_why_looks_at_the_sixteen_entries_used_last(cache: Cache) -> None:
+    for number in range(17):
+        stored(cache, number, age=number)  # 0 is the newest
+    assert why(cache.entry("ids", {"number": 99})) == ["number 0 → 99"]
+    os.utime(cache.entry("ids", {"number": 16}).folder / "manifest.json")
+    lines = {tuple(why(cache.entry("ids", {"number": 99, "also": 1})))}
+    assert lines == {("also null → 1", "number 16 → 99")}
 
 
 def test_verify_takes_nothing_from_memory(cache: Cache) -> None:

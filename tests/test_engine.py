@@ -177,7 +177,6 @@ def crowded(item: tuple[int, str]) -> list[str]:
 def test_what_is_tried_once_more_is_computed_alone(tmp_path: Path) -> None:
     results = list(engine.run(Engine("processes", 3), crowded, [(number, str(tmp_path)) for number in range(7)]))
     assert results[1] == []
-    assert results[3:] == [[]] * 4
 
 
 @pytest.mark.timeout(60)
@@ -376,9 +375,38 @@ def test_work_beside_has_ended_even_where_the_signal_comes_while_it_is_waited_fo
         shutdown(pool, **options)
 
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
-    with pytest.raises(Interrupted), engine.beside() as pool:
-        pool.submit(lambda: (time.sleep(0.2), ended.append(True)))
+    with pytest.raises(Interrupted), engine.beside() as start:
+        start(lambda: (time.sleep(0.2), ended.append(True)))
     assert ended
+
+
+STARTING = """
+import os, signal, threading, time
+from pipeline import cli, engine
+from pipeline.errors import Interrupted
+
+ended, start = [], threading.Thread.start
+
+def signalled(thread):
+    start(thread)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)
+
+try:
+    with engine.signals():
+        threading.Thread.start = signalled
+        with engine.beside() as begin:
+            begin(lambda: (time.sleep(0.2), ended.append(True)))
+            print("not stopped")
+except Interrupted:
+    print(len(ended), type(cli.as_ours(RuntimeError("release unlocked lock"))).__name__)
+"""
+
+
+@pytest.mark.row("A4", "A5")
+def test_a_signal_while_a_thread_starts_waits_until_the_thread_is_known_and_is_told_as_what_it_is() -> None:
+    root = Path(engine.__file__).parents[1]
+    assert subprocess.check_output([sys.executable, "-c", STARTING], text=True, cwd=root).split() == ["1", "Interrupted"]
 
 
 def test_signals_leaves_everything_as_it_was() -> None:
