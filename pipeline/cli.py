@@ -7,15 +7,19 @@ Exit codes: 0 done, 2 configuration, 3 input, 4 integrity, 5 environment, 6 toke
 interrupted, 1 a bug of ours.
 """
 
+import contextlib
 import gc
 import hashlib
 import logging
 import os
 import re
 import sys
+import tempfile
 import textwrap
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, console, engine
@@ -41,6 +45,7 @@ Examples:
   python -m pipeline corpus=jsonl 'corpus.paths=[logs/*.jsonl]' corpus.text_column=body tokenizer=bert embedding=none
   python -m pipeline -m corpus=verdict window.context_length=128,256 window.stride=64,128
 
+  plan=true            only say what it would give and cost: tokens, rows, disk, time, what will disappoint
   --cfg job            print the composed configuration and stop
   --config-dir DIR     look for your own YAML choices in DIR too
   -m, --multirun       sweep: a value with commas makes one job each; earlier stages are shared
@@ -82,13 +87,24 @@ def exit_code(arguments: list[str]) -> int:
     try:
         flags, overrides = configs.check_arguments(arguments)
         sys.argv = ["pipeline", *flags, *overrides]  # Hydra's parser wants the flags first
-        with engine.signals():
+        with engine.signals(), _leaving_nothing(overrides) as more:
+            sys.argv += more
             return _compose_and_run(flags, overrides)
     except Exception as error:
         said = as_ours(error)
         if traced and said is not error:
             traceback.print_exception(error)
         return complain(said)
+
+
+@contextlib.contextmanager
+def _leaving_nothing(overrides: list[str]) -> Iterator[list[str]]:
+    """Overrides that keep Hydra's own record of a look (plan=true) in a temporary folder; none for a run."""
+    if not any(re.fullmatch(r"plan=(true|yes|on|1)", override.lstrip("+"), re.I) for override in overrides):
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="pipeline-plan-") as aside:
+        yield [f'hydra.run.dir="{aside}"', f'hydra.sweep.dir="{aside}"']
 
 
 def _compose_and_run(flags: list[str], overrides: list[str]) -> int:
@@ -131,7 +147,7 @@ def _compose_and_run(flags: list[str], overrides: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(configs.conf_dir()), config_name="config")(job)()
     except SystemExit as stop:  # argparse, --hydra-help, an interrupted job
         return int(stop.code or 0)
-    if jobs and jobs[0].name is not None:
+    if any(job.outcome or job.error for job in jobs) and jobs[0].name is not None:
         _compare(jobs)
     return next((job.code for job in jobs if job.code), 0)
 
@@ -180,6 +196,13 @@ def attempt(cfg: Any, name: str | None = None) -> Job:
         if name is not None:
             log.info("job %s", name)
         config, recorded = plain(cfg)
+        if config.plan:
+            from pipeline import estimate
+
+            made = estimate.estimate(config)
+            estimate.tell(made)
+            estimate.remember(made, Path(config.cache.dir).absolute(), recorded)
+            return job
         from pipeline import run
 
         job.outcome = run.run(config, name, recorded)
@@ -280,7 +303,7 @@ def _show(outcome: Any) -> None:
         for s in outcome.stages
     ]
     console.table(["stage", "state", "rows", "tokens", "bytes", "seconds"], rows)
-    console.say("\n".join(ledger_lines(outcome.ledger)))
+    console.say("\n".join([*ledger_lines(outcome.ledger), *plan_lines(outcome)]))
     done = "wrote" if outcome.published else "there already, unchanged:"
     console.say(f"{done} {console.counted(outcome.rows, 'row')} in {outcome.seconds:.2f} s")
     console.say(str(outcome.folder))
@@ -306,6 +329,21 @@ def ledger_lines(ledger: dict[str, dict[str, int]]) -> list[str]:
         ("slots", _sum(window["slots"], window, FILLED) if filled else ""),
     ]
     return [f"  {name:<6}  {said}" for name, said in lines if said]
+
+
+def plan_lines(outcome: Any) -> list[str]:
+    """What plan=true had said of this run, beside what it is."""
+    if not (told := outcome.plan):
+        return []
+    stored = sum(stage.bytes for stage in outcome.stages if stage.state != "cached")
+    truths = {"tokens": outcome.ledger["encode"]["ids"], "rows": outcome.rows}
+    said = [f"{told[name]['value']:,.0f} {name} ({_off(told[name]['value'], truth)})" for name, truth in truths.items()]
+    said += [f"{console.size(told['disk']['value'])} ({_off(told['disk']['value'], stored)})"] if stored else []
+    return [f"  plan    had said {', '.join(said)}, {told['seconds']:.1f} s"]
+
+
+def _off(said: float, truth: float) -> str:
+    return "exact" if round(said) == truth else f"{100 * (said / max(truth, 1) - 1):+.2f} %"
 
 
 NOTES = {

@@ -140,6 +140,7 @@ class Config:
     """The whole configuration of a run."""
 
     name: str | None = None  # of the output; null: the corpus's
+    plan: bool = False  # only say what the run would give and cost
     corpus: Corpus = field(default_factory=Corpus)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
@@ -188,7 +189,7 @@ RANGES = {  # inclusive; the upper ends only keep sizes below what a 64-bit coun
     "engine.workers": (1, 1024),
     "engine.batch_size": (1, 1 << 31),
 }
-GROUPS: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name != "name"}
+GROUPS: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name not in ("name", "plan")}
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 SECRET_KEY = re.compile(r"(^|[_-])(token|auth|(api|access|private)[_-]?key)s?$|secret|passphrase|passw(or)?d|credential", re.I)
 SECRET_VALUE = re.compile(
@@ -396,9 +397,9 @@ def output_name(config: Config) -> str:
 
 
 def recorded(tree: Config | dict[str, Any]) -> dict[str, Any]:
-    """What a manifest records of a configuration: all but what cannot change a byte (engine, cache, output)."""
+    """What a manifest records of a configuration: all but what cannot change a byte (plan, engine, cache, output)."""
     groups = tree if isinstance(tree, dict) else dataclasses.asdict(tree)
-    return {group: value for group, value in groups.items() if group not in ("engine", "cache", "output")}
+    return {group: value for group, value in groups.items() if group not in ("plan", "engine", "cache", "output")}
 
 
 def _check_encoding(corpus: Corpus) -> None:

@@ -18,7 +18,6 @@ import platform
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,11 +28,10 @@ import pyarrow as pa
 
 from pipeline import backends, config, console, cuts, engine, tokenizer, vocabulary, window
 from pipeline.arrow import flat_list, joined, numbers, to_numpy
-from pipeline.files import fsync_dir
+from pipeline.files import existing, fsync_dir, write_rate
 from pipeline.output import AT_FDCWD, RENAME_EXCHANGE
 from pipeline.stream import Stream
 
-PROBE = 16 << 20  # bytes written to measure a disk
 LITTLE_MEMORY = 1 << 30
 LITTLE_DISK = 1 << 30
 SLOW_DISK = 20e6  # bytes a second
@@ -65,7 +63,7 @@ Findings = Iterator[Finding]
 def doctor(cache_dir: Path = Path("data/cache"), output_dir: Path = Path("outputs")) -> Findings:
     """Look at everything, quick things first; the tokenizers are one trained here and the newest ones of the cache."""
     with contextlib.ExitStack() as stack:
-        here = _nearest(cache_dir)
+        here = existing(cache_dir)
         place: Path | None = None
         with contextlib.suppress(OSError):
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".doctor-", dir=here)))
@@ -83,7 +81,7 @@ def doctor(cache_dir: Path = Path("data/cache"), output_dir: Path = Path("output
             checks[4:4] = [
                 ("locks", lambda: _locks(folder)),
                 ("renames", lambda: _renames(folder)),
-                ("links", lambda: _links(folder, _nearest(output_dir))),
+                ("links", lambda: _links(folder, existing(output_dir))),
             ]
         for what, check in checks:
             try:
@@ -91,14 +89,6 @@ def doctor(cache_dir: Path = Path("data/cache"), output_dir: Path = Path("output
             except Exception as error:
                 said = console.printable(f"{type(error).__name__}: {error}")[:200]
                 yield Finding("bad", what, f"the check itself failed: {said}", "report it, with this line.")
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    place = Path(os.path.abspath(folder))
-    while not place.is_dir():
-        place = place.parent
-    return place
 
 
 # -- what is installed ------------------------------------------------------------------------------------
@@ -166,13 +156,13 @@ def available_memory() -> int | None:
 
 def _disk(place: Path | None, cache_dir: Path, output_dir: Path) -> Findings:
     for name, folder in (("cache.dir", cache_dir), ("output.dir", output_dir)):
-        here = _nearest(folder)
+        here = existing(folder)
         free = shutil.disk_usage(here).free
         if not os.access(here, os.W_OK | os.X_OK):
             yield Finding("bad", "disk", f"{str(here)!r} cannot be written by user {os.getuid()}", f"set {name}=.")
         elif free < LITTLE_DISK:
             yield Finding("bad", "disk", f"{console.size(free)} free at {str(here)!r}", f"free space, or set {name}=.")
-        elif name == "output.dir" and os.stat(here).st_dev == os.stat(_nearest(cache_dir)).st_dev:
+        elif name == "output.dir" and os.stat(here).st_dev == os.stat(existing(cache_dir)).st_dev:
             continue  # the same disk, which is told once
         else:
             yield Finding("ok", "disk", f"{console.size(free)} free at {str(here)!r}")
@@ -180,18 +170,6 @@ def _disk(place: Path | None, cache_dir: Path, output_dir: Path) -> Findings:
         rate = write_rate(place)
         slow = "" if rate > SLOW_DISK else "a run will wait for this disk: set cache.dir= to a faster one."
         yield Finding("look" if slow else "ok", "disk", f"{console.size(rate)}/s written and flushed", slow)
-
-
-def write_rate(folder: Path) -> float:
-    """Bytes a second that reach the disk: a nameless file is written, flushed and forgotten. Raises OSError."""
-    data = os.urandom(1 << 20)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        started = time.perf_counter()
-        for _ in range(PROBE >> 20):
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        return PROBE / (time.perf_counter() - started)
 
 
 def _locks(place: Path) -> Findings:

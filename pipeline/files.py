@@ -12,6 +12,8 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pipeline.errors import IntegrityError, ResourceError, from_os_error
 log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of everything sealed
+PROBE = 16 << 20  # bytes written to measure a disk
 MANIFEST_LIMIT = 64 << 20  # bytes of JSON we are willing to parse
 
 Json = dict[str, Any]
@@ -144,6 +147,18 @@ def _shortage(path: Path, needed: int) -> str | None:
     if needed <= free:
         return None
     return f"{str(path)!r}: this run needs about {size(needed)}, {size(free)} are free."
+
+
+def write_rate(folder: Path) -> float:
+    """Bytes a second that reach the disk: a nameless file is written, flushed and forgotten. Raises OSError."""
+    data = os.urandom(1 << 20)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        started = time.perf_counter()
+        for _ in range(PROBE >> 20):
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        return PROBE / (time.perf_counter() - started)
 
 
 def stat_of(found: os.stat_result) -> Stat:

@@ -39,6 +39,7 @@ class Outcome:
     rows: int
     seconds: float
     published: bool  # False: the same dataset was there already
+    plan: Json | None = None  # what plan=true had said of it
 
 
 def run(config: configs.Config, job: str | None = None, recorded: Json | None = None) -> Outcome:
@@ -71,11 +72,14 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
         cache.close()
     reports = [report for _, report in output.in_order(line.reports)]
     rows = line.ledger["window"]["rows"]
-    outcome = Outcome(folder, reports, line.ledger, rows, time.monotonic() - started, published)
+    seconds = time.monotonic() - started
+    told = estimate.recall(cache.root, recorded, line.size)
+    outcome = Outcome(folder, reports, line.ledger, rows, seconds, published, told)
     record = {
         "started": begun.isoformat(),
         "seconds": outcome.seconds,
         "stages": [asdict(report) for report in outcome.stages],
+        "plan": outcome.plan,
         "engine": asdict(config.engine),
         "cores": engine.cores(),
         "host": socket.gethostname(),

@@ -56,6 +56,11 @@ class Guess:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, count: float) -> "Guess":
+        """A count that is known."""
+        return cls(count, count, count)
+
     @property
     def exact(self) -> bool:
         """Was it counted?"""
@@ -192,7 +197,7 @@ def _block(
 def _values(settings: Corpus, unit: Unit) -> list[bytes]:
     """The documents of a row group."""
     part = plan.Part(0, unit.path, unit.first, unit.first + unit.rows, unit.bytes, "", places.file_stat(unit.path))
-    return [text for _, _, text, _ in _documents(settings, part)]
+    return [text for _, _, text, _ in documents(settings, plan.Shard(0, (part,)))]
 
 
 def _from_rows(values: list[bytes], low: float, high: float, block: Block) -> None:
@@ -222,7 +227,7 @@ def _from_file(settings: Corpus, unit: Unit, low: int, high: int, block: Block) 
         return
     left, right = _records(settings, unit, low, high)
     part = plan.Part(0, unit.path, left, right, right - left, "", places.file_stat(unit.path))
-    for start, end, text, whole in _documents(settings, part):
+    for start, end, text, whole in documents(settings, plan.Shard(0, (part,))):
         share = len(text) / max(1, end - start)
         a, b = (_word(text, int(max(0, place - start) * share)) for place in (low, high))
         if a < b:
@@ -231,11 +236,23 @@ def _from_file(settings: Corpus, unit: Unit, low: int, high: int, block: Block) 
             block.begun.append(len(text))
 
 
-def _documents(settings: Corpus, part: plan.Part) -> Iterator[tuple[int, int, bytes, bool]]:
-    """(start, end, text, is all of it there) of the documents of a part; a long one in pieces that are put together."""
+def head(settings: Corpus, unit: Unit, most: int) -> int:
+    """Read about `most` bytes from the beginning of a unit, documents and all; how many it were."""
+    if settings.format == "parquet":
+        return unit.bytes if _values(settings, unit) else 0
+    whole = settings.format == "text" and settings.document == "file"
+    stop = min(most, unit.bytes) if whole or most >= unit.bytes else _records(settings, unit, 0, most)[1]
+    part = plan.Part(0, unit.path, 0, stop, stop, "", places.file_stat(unit.path))
+    for _ in corpus.load(plan.Shard(0, (part,)), settings, Counter()):
+        pass
+    return stop
+
+
+def documents(settings: Corpus, shard: plan.Shard) -> Iterator[tuple[int, int, bytes, bool]]:
+    """(start, end, text, is all of it there) of the documents of a shard; a long one in pieces that are put together."""
     waiting: list[bytes] = []
     begin = 0
-    for batch in corpus.load(plan.Shard(0, (part,)), settings, Counter()):
+    for batch in corpus.load(shard, settings, Counter()):
         data, offsets = string_bytes(batch["text"])
         starts, stops, ends = to_numpy(batch["start"]), to_numpy(batch["end"]), flags(batch["ends"])
         for row in range(len(batch)):

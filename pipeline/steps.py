@@ -179,7 +179,7 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
 
     def documents(files: Json) -> Json:
         with encode.write("documents.arrow") as file:
-            _write_documents(file, _stream(encode, files, marks.dtype))
+            _write_documents(file, open_stream(encode, files, marks.dtype))
         return {"documents.arrow": file.note}
 
     with engine.beside() as aside:
@@ -217,7 +217,7 @@ def _encode(source: Any, shard: Any, counts: "Counter[str]", marks: vocabulary.M
     return marks.schema, vocabulary.encode(source, marks, counts)
 
 
-def _stream(encode: Entry, files: Json, dtype: str) -> Stream:
+def open_stream(encode: Entry, files: Json, dtype: str) -> Stream:
     """The stream over the files of an `encode` entry, by their receipts."""
     names = sorted(name for name in files if name != "documents.arrow")
     return Stream([encode.path(name) for name in names], [files[name]["counts"].get("ids", 0) for name in names], dtype)
@@ -270,7 +270,7 @@ def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: 
         return entry, cached
     corpus.require_documents(Counter(manifest["ledger"]["load"]), planned)
     tok = ready.open()
-    stream = _stream(ids, manifest["files"], vocabulary.dtype(config.vocabulary, tok.size).name)
+    stream = open_stream(ids, manifest["files"], vocabulary.dtype(config.vocabulary, tok.size).name)
     pad = tok.eos_id if tok.pad_id is None else tok.pad_id
     sources = [source.path for source in planned.sources]
     settings, frame = unmarked(config.window, tok, manifest["ledger"]["encode"])

@@ -320,7 +320,7 @@ def tokenize(
                 counts["special_literals"] += found
             if not whole:
                 text = document.take(text, bool(part["ends"][0].as_py()))
-            ids, offsets = _encode(tokenizer, text, batch_size)
+            ids, offsets = encode(tokenizer, text, batch_size)
             counts["tokens"] += len(ids)
             if tokenizer.widths is not None:
                 counts["unknown_bytes"] += _spelled(tokenizer, text) - int(tokenizer.widths[ids].sum())
@@ -368,7 +368,7 @@ def _say_once(name: str) -> None:
     log.info("tokenize: this tokenizer has no place where a long document may be cut: it is tokenized as a whole")
 
 
-def _encode(tokenizer: Tokenizer, text: pa.StringArray, batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+def encode(tokenizer: Tokenizer, text: pa.StringArray, batch_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """IDs (uint32) and offsets (int64) of a batch; the backend is called on `batch_size` rows at a time."""
     if not text_bytes(text):
         return np.zeros(0, np.uint32), np.zeros(len(text) + 1, np.int64)

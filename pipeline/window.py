@@ -149,7 +149,7 @@ def plan(
             f"window.max_bytes={w.max_bytes}, but {rows} rows take {size} bytes: every token would be written "
             f"{ledger['slots'] / max(ledger['tokens'], 1):.1f} times. {lower}, or raise window.max_bytes=."
         )
-    if _crosses(w):
+    if crosses(w):
         step = max(1, SHARD // (size // rows))
         step -= step % min(step, _most_rows(w, dtype))  # whole batches, where a shard has room for one
         edges = [*range(0, rows, step), rows]
@@ -162,7 +162,7 @@ def expect(w: config.Window, dtype: np.dtype[Any], frame: Frame, lengths: np.nda
 
     `lengths` is int64 `[documents]`; where windows cross documents only their sum counts.
     """
-    cut = np.array([lengths.sum()]) if _crosses(w) else lengths
+    cut = np.array([lengths.sum()]) if crosses(w) else lengths
     rows, ledger = int(_row_counts(w, cut).sum()), _account(w, frame, cut)
     lost = sum(ledger.get(name, 0) for name in ("tail", "gap", "truncated"))
     return rows, ledger["slots"], lost, _bytes(w, dtype, frame, rows, ledger["slots"])
@@ -209,8 +209,8 @@ def schema(plan: WindowPlan) -> pa.Schema:
 def chunk(stream: Stream, plan: WindowPlan, shard: WindowShard) -> Iterator[pa.RecordBatch]:
     """The rows of a shard, in batches of about 2 MiB of input_ids that are cut from the plan alone."""
     w, columns = plan.window, schema(plan)
-    lengths = np.array([len(stream)]) if _crosses(w) else stream.document_lengths(shard.index)
-    origin, first = (0, 0) if _crosses(w) else (int(stream.starts[shard.index]), shard.start)
+    lengths = np.array([len(stream)]) if crosses(w) else stream.document_lengths(shard.index)
+    origin, first = (0, 0) if crosses(w) else (int(stream.starts[shard.index]), shard.start)
     begins, first_row = origin + adjoin(lengths), first + adjoin(_row_counts(w, lengths))
     make = {"sliding": _sliding, "prefix": _prefix, "document": _document}[w.mode]
     row = shard.start
@@ -230,7 +230,7 @@ def position(w: config.Window, lengths: np.ndarray, row: int) -> tuple[int, int]
     >>> position(config.Window(context_length=4, stride=2), np.array([9]), 1)
     (2, 7)
     """
-    whole = np.array([lengths.sum()]) if _crosses(w) else lengths
+    whole = np.array([lengths.sum()]) if crosses(w) else lengths
     first_row, begins = adjoin(_row_counts(w, whole)), adjoin(whole)
     document = int(np.searchsorted(first_row, row, "right")) - 1
     begin, end, nth = int(begins[document]), int(begins[document + 1]), row - int(first_row[document])
@@ -250,7 +250,7 @@ def rows_at(w: config.Window, lengths: np.ndarray, first: int, stop: int) -> ran
     >>> rows_at(config.Window(context_length=4, stride=2), np.array([11]), 6, 7)
     range(1, 4)
     """
-    whole = np.array([lengths.sum()]) if _crosses(w) else lengths
+    whole = np.array([lengths.sum()]) if crosses(w) else lengths
     counts, begins = _row_counts(w, whole), adjoin(whole)
     first_row = adjoin(counts)
     reach, step = w.context_length + 1, _stride(w) if w.mode == "sliding" else 1
@@ -352,7 +352,8 @@ def _stride(w: config.Window) -> int:
     return w.stride or w.context_length
 
 
-def _crosses(w: config.Window) -> bool:
+def crosses(w: config.Window) -> bool:
+    """Is the stream cut as a whole, or each document?"""
     return w.mode == "sliding" and w.cross_documents
 
 
@@ -372,7 +373,7 @@ def _most_rows(w: config.Window, dtype: np.dtype[Any]) -> int:
 
 def _lengths(w: config.Window, counts: Sequence[int], stream: Stream) -> Iterator[tuple[int, np.ndarray]]:
     """Lengths of what is cut on its own: of the stream, or of the documents of each ID shard."""
-    if _crosses(w):
+    if crosses(w):
         yield 0, np.array([sum(counts)], np.int64)
     else:
         yield from ((index, stream.document_lengths(index)) for index in range(len(counts)))
@@ -465,8 +466,8 @@ def _require_short(
 
 def _no_row(w: config.Window, longest: int) -> str:
     """Why there is nothing to write, and the way out."""
-    what = "corpus has" if _crosses(w) else "the longest document has"
+    what = "corpus has" if crosses(w) else "the longest document has"
     if w.mode != "sliding" or w.tail == "pad":
         return f"{what} {longest} tokens, one row needs 2: add text to the corpus."
-    way = "set window.tail=pad" + ("" if _crosses(w) else " or window.cross_documents=true")
+    way = "set window.tail=pad" + ("" if crosses(w) else " or window.cross_documents=true")
     return f"{what} {longest} tokens, one window needs {w.context_length + 1}; lower window.context_length, or {way}."

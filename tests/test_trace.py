@@ -227,7 +227,7 @@ def test_rows_at_is_the_inverse_of_position(data):
         allow_gaps=True,
     )
     lengths = np.array(data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=5)))
-    cut = np.array([lengths.sum()]) if window._crosses(w) else lengths
+    cut = np.array([lengths.sum()]) if window.crosses(w) else lengths
     spans = [window.position(w, lengths, row) for row in range(int(window._row_counts(w, cut).sum()))]
     first = data.draw(st.integers(0, int(lengths.sum()) - 1))
     stop = data.draw(st.integers(first + 1, int(lengths.sum())))
