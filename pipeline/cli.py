@@ -339,7 +339,7 @@ def plan_lines(outcome: Any) -> list[str]:
     truths = {"tokens": outcome.ledger["encode"]["ids"], "rows": outcome.rows}
     said = [f"{told[name]['value']:,.0f} {name} ({_off(told[name]['value'], truth)})" for name, truth in truths.items()]
     said += [f"{console.size(told['disk']['value'])} ({_off(told['disk']['value'], stored)})"] if stored else []
-    return [f"  plan    had said {', '.join(said)}, {told['seconds']:.1f} s"]
+    return [f"  plan    had said {', '.join(said)}, {max(told['seconds'], 0.1):.1f} s"]
 
 
 def _off(said: float, truth: float) -> str:

@@ -2,7 +2,7 @@
 
     text    about 200,000,000 bytes (± 0.1 %) in about 21,650 documents (± 7.2 %)
     tokens  about 56,650,000 (± 1.4 %), from a sample of 7.85 MB
-    rows    about 55,330 (± 1.4 %) of 1,024
+    rows    about 55,330 (± 1.4 %) of 1,024 tokens
 
 A corpus of at most SAMPLE bytes is counted whole. Of a larger one blocks are drawn by bytes (`sample.py`) and tokenized
 by the very tokenizer of the run. Where the cache holds the stream of IDs already, everything is known.
@@ -24,14 +24,14 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import config as configs
-from pipeline import console, corpus, embedding, engine, files, plan, sample, steps, tokenizer, vocabulary, window
+from pipeline import console, corpus, embedding, engine, files, hub, places, plan, sample, steps, tokenizer, vocabulary, window
 from pipeline.arrow import joined
 from pipeline.cache import Cache, Entry
 from pipeline.errors import InputError
@@ -120,6 +120,7 @@ def estimate(config: configs.Config, seed: int = 0) -> Estimate:
     Raises what the run would raise of its configuration, and of what is read of its corpus.
     """
     configs.check(config)
+    config = replace(config, corpus=hub.resolve(config.corpus)[0])
     cache = Cache(Path(config.cache.dir).absolute(), "none")
     found = places.find(config.corpus)
     planned = plan.look(config.corpus, found, cache, config.cache.trust_stat, engine.cores(), HASHED)
@@ -445,7 +446,7 @@ class _Look:
         """Say what a person would rather know before."""
         w, ids, settings = self.config.window, counts.ids.value, self.config.tokenizer
         rows, length = round(counts.rows.value), self.config.window.context_length
-        if w.mode == "sliding" and window.crosses(w) and int(rows * TASTE) < 1 and ids > 20:
+        if w.mode == "sliding" and window.crosses(w) and length >= ids * TASTE >= 2:
             fits = 1 << int(math.log2(max(1, (ids - 1) * TASTE)))
             made = console.counted(rows, "window")
             self.notes.append(
@@ -454,7 +455,7 @@ class _Look:
             )
         elif not rows:
             self.notes.append("no row comes out of this: the run will end with an error that says why.")
-        elif ids and counts.lost.value > 0.05 * ids and w.mode != "document":
+        if rows and counts.lost.value > 0.05 * ids and w.mode != "document":
             self.notes.append(
                 f"{counts.lost.value / ids:.0%} of the tokens become no target: see window.tail and window.stride."
             )
@@ -503,7 +504,7 @@ def tell(made: Estimate) -> None:
     lines = [
         f"  text    {made.text} bytes in {made.documents} document{several}",
         f"  tokens  {made.tokens}{source}",
-        f"  rows    {made.rows} of {made.context_length:,}",
+        f"  rows    {made.rows} of {console.counted(made.context_length, 'token')}",
         f"  disk    {console.size(made.disk.value)} more, {console.size(made.free)} free",
         f"  time    about {_duration(made.seconds)} on this machine, as busy as it is",
         *(f"  note    {note}" for note in made.notes),

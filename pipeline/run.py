@@ -18,7 +18,21 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import __version__, backends, corpus, embedding, engine, hub, output, plan, steps, tokenizer, vocabulary, window
+from pipeline import (
+    __version__,
+    backends,
+    corpus,
+    embedding,
+    engine,
+    estimate,
+    hub,
+    output,
+    plan,
+    steps,
+    tokenizer,
+    vocabulary,
+    window,
+)
 from pipeline import config as configs
 from pipeline.arrow import read_schema
 from pipeline.cache import Cache
@@ -56,6 +70,7 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     output.require_ours(folder)
     if job:
         output.require_ours(folder.parent)
+    asked = recorded
     settings, origin = hub.resolve(config.corpus)
     if origin:
         config = replace(config, corpus=settings)
@@ -63,17 +78,17 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     cache = Cache.open(Path(config.cache.dir))
     try:
         try:
-            line, published = _run(config, recorded, origin, cache, folder)
+            line, planned, published = _run(config, recorded, origin, cache, folder)
         except steps.BackendDiffers as differing:
             log.warning("%s: tokenizer.backend=hf is used instead", differing)
             slow = replace(config, tokenizer=replace(config.tokenizer, backend="hf"))
-            line, published = _run(slow, recorded, origin, cache, folder)
+            line, planned, published = _run(slow, recorded, origin, cache, folder)
     finally:
         cache.close()
     reports = [report for _, report in output.in_order(line.reports)]
     rows = line.ledger["window"]["rows"]
     seconds = time.monotonic() - started
-    told = estimate.recall(cache.root, recorded, line.size)
+    told = estimate.recall(cache.root, asked, sum(source.bytes for source in planned.sources))
     outcome = Outcome(folder, reports, line.ledger, rows, seconds, published, told)
     record = {
         "started": begun.isoformat(),
@@ -90,7 +105,9 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     return outcome
 
 
-def _run(config: configs.Config, recorded: Json, origin: Json | None, cache: Cache, folder: Path) -> tuple[Line, bool]:
+def _run(
+    config: configs.Config, recorded: Json, origin: Json | None, cache: Cache, folder: Path
+) -> tuple[Line, plan.Plan, bool]:
     line = Line(cache, config.engine)
     with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
         found = None if tokenizer.trained(config.tokenizer) else aside(steps.find_tokenizer, line, config)
@@ -100,7 +117,7 @@ def _run(config: configs.Config, recorded: Json, origin: Json | None, cache: Cac
     encoded = steps.make_ids(line, config, planned, load, ready)
     windows = steps.make_windows(line, config, planned, ready, encoded)
     vectors = steps.make_vectors(line, config, ready, windows) if config.embedding.kind != "none" else None
-    return line, _publish(folder, config, recorded, origin, planned, line, ready, encoded, windows, vectors)
+    return line, planned, _publish(folder, config, recorded, origin, planned, line, ready, encoded, windows, vectors)
 
 
 # -- the folder that comes out ----------------------------------------------------------------------------

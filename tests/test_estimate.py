@@ -1,0 +1,168 @@
+"""What a plan says, against the run that follows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from conftest import composed
+from pipeline import cli, estimate, places, plan, sample
+from pipeline.cache import Cache
+from pipeline.config import Config
+from pipeline.run import run
+
+WORDS = "the ferry was late because of the fog, and Hester (who had waited) went home".split()
+
+
+def lines(count: int, seed: int = 0) -> str:
+    generator = np.random.default_rng(seed)
+    return "\n".join(" ".join(generator.choice(WORDS, int(generator.lognormal(2.5, 1)) + 1)) for _ in range(count)) + "\n"
+
+
+def require_right(config: Config, most: float = 0.05) -> estimate.Estimate:
+    """The estimate of a run, made before it, beside it."""
+    said, made = estimate.estimate(config), run(config)
+    stored = sum(stage.bytes for stage in made.stages)
+    assert abs(said.disk.value / stored - 1) < most, [(s.stage, s.bytes.value) for s in said.stages]
+    for name, truth in (
+        ("tokens", made.ledger["encode"]["ids"]), ("documents", made.ledger["load"]["documents"]),
+        ("text", made.ledger["load"]["text_bytes"]), ("rows", made.rows),
+    ):  # fmt: skip
+        guess = getattr(said, name)
+        assert guess.value == truth if guess.exact else guess.low <= truth <= guess.high, (name, guess, truth)
+    again = estimate.estimate(config)
+    assert {stage.state for stage in again.stages} == {"cached"} and again.disk.value == 0
+    assert again.tokens.exact and again.tokens.value == made.ledger["encode"]["ids"] and again.rows.value == made.rows
+    return said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["tokenizer=bytes", "embedding=none"],
+        ["tokenizer=words", "window.stride=7", "embedding.embedding_dim=8"],
+        ["window=prefix", "embedding=none"],
+        ["window=document", "window.truncate=true", "embedding=none"],
+        ["window.cross_documents=false", "window.tail=pad", "embedding=none"],
+        ["vocabulary.append_eos=false", "embedding.vectors=never"],
+    ],
+)
+def test_of_a_small_corpus_everything_is_counted_and_the_bytes_follow(at, options):
+    (at / "in.txt").write_text(lines(300))
+    said = require_right(
+        composed("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "window.context_length=32", *options)
+    )
+    assert said.tokens.exact and said.rows.exact
+
+
+@pytest.mark.parametrize(
+    "options", [["tokenizer=bytes"], ["tokenizer.vocab_size=280"], ["tokenizer=words", "window.cross_documents=false"]]
+)
+def test_of_a_larger_corpus_a_sample_is_tokenized_and_the_range_holds_the_truth(at, monkeypatch, options):
+    monkeypatch.setattr(estimate, "SAMPLE", 60_000)
+    monkeypatch.setattr(estimate, "LEARN", 15_000)
+    monkeypatch.setattr(sample, "BLOCK", 512)
+    (at / "in.txt").write_text(lines(6000))
+    common = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "window.context_length=16", "embedding=none"]
+    said = require_right(composed(*common, *options))
+    assert not said.tokens.exact and said.tokens.high / said.tokens.low < 1.3 and said.sampled < 70_000
+
+
+def test_a_corpus_too_large_to_be_hashed_is_sampled_all_the_same(at, monkeypatch):
+    (at / "in.txt").write_text(lines(3000))
+    config = composed("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=bytes", "embedding=none")
+    monkeypatch.setattr(estimate, "HASHED", 10)
+    monkeypatch.setattr(estimate, "SAMPLE", 60_000)
+    said = estimate.estimate(config)
+    assert {stage.state for stage in said.stages} == {"unknown"} and said.disk.value > 0
+    made = run(config)
+    assert said.tokens.low <= made.ledger["encode"]["ids"] <= said.tokens.high
+
+
+def test_a_vocabulary_that_grows_with_the_corpus_is_foreseen(at, monkeypatch):
+    monkeypatch.setattr(estimate, "SAMPLE", 80_000)
+    monkeypatch.setattr(estimate, "LEARN", 20_000)
+    generator = np.random.default_rng(1)
+    (at / "in.txt").write_text(" ".join(f"w{int(n)}" for n in generator.zipf(1.4, 120_000)))
+    config = composed("corpus=text", "corpus.paths=[in.txt]", "tokenizer=words", "embedding=none", "window.context_length=64")
+    said, made = estimate.estimate(config), run(config)
+    sizes = {stage.stage: stage.bytes for stage in made.stages}
+    tokenizer = next(stage.bytes.value for stage in said.stages if stage.stage == "tokenizer")
+    assert 0.6 < tokenizer / sizes["tokenizer"] < 1.6
+
+
+def test_what_will_disappoint_is_said(at):
+    (at / "in.txt").write_text(lines(30))
+    common = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "embedding=none"]
+    tokens = int(estimate.estimate(composed(*common, "tokenizer=words")).tokens.value)
+    notes = {
+        "validation split would hold none": ["tokenizer=words", f"window.context_length={tokens // 3}"],
+        "become no target": [
+            "tokenizer=words",
+            f"window.context_length={tokens // 12}",
+            f"window.stride={tokens // 6}",
+            "window.allow_gaps=true",
+        ],
+        "do not fit a row": ["tokenizer=words", "window=document", "window.context_length=4"],
+        "of tokenizer.vocab_size=1,024": ["tokenizer=bpe"],
+        "window.max_bytes refuses": ["tokenizer=bytes", "window.max_bytes=10", "window.context_length=8"],
+        "tokens are unknown": ["tokenizer=words", "tokenizer.vocab_size=3", "window.context_length=8"],
+    }
+    for note, options in notes.items():
+        said = estimate.estimate(composed(*common, *options)).notes
+        assert any(note in line for line in said), (note, said)
+
+
+def test_the_verdict_in_windows_of_1024_is_too_short_for_a_validation_split(at, assets):
+    said = estimate.estimate(composed("corpus=verdict", "tokenizer=gpt2", "window.context_length=1024"))
+    assert said.notes == [
+        "5,145 tokens make 5 windows of 1,024; a 10% validation split would hold none: use window.context_length<=512."
+    ]
+
+
+def test_a_plan_writes_nothing_but_a_note_and_the_run_stands_beside_what_it_said(at, capsys):
+    assert cli.exit_code(["plan=true", "embedding=none"]) == 0
+    assert "  tokens  6,257" in capsys.readouterr().out
+    assert [path.parent.name for path in at.rglob("*") if path.is_file()] == ["plans"]
+    assert cli.exit_code(["embedding=none"]) == 0
+    assert "  plan    had said 6,257 tokens (exact), 24 rows (exact), " in capsys.readouterr().out
+    record = json.loads((at / "outputs/sample/run.json").read_text())
+    assert record["plan"]["tokens"] == {"value": 6257, "low": 6257, "high": 6257} and record["plan"]["disk"]["value"] > 1e5
+    assert "plan" not in json.loads((at / "outputs/sample/manifest.json").read_text())["config"]
+    assert cli.exit_code(["embedding=none", "window.stride=64"]) == 0  # of which no plan was made
+    assert "had said" not in capsys.readouterr().out
+
+
+def test_a_sweep_of_plans_says_each_and_a_wrong_value_is_an_error_of_the_configuration(at, capsys):
+    assert cli.exit_code(["-m", "plan=true", "embedding=none", "window.context_length=64,128"]) == 0
+    out = capsys.readouterr().out
+    assert "of 64 tokens" in out and "of 128 tokens" in out and not (at / "data/runs").exists()
+    assert cli.exit_code(["plan=true", "window.stride=999"]) == 2
+    assert cli.exit_code(["plan=perhaps"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corpus", ["bench-200mb.parquet"])
+def test_of_200_mb_95_of_100_seeds_are_within_2_percent_from_8_mb_and_the_disk_within_5(at, assets, corpus):
+    config = composed(
+        "corpus=parquet", f"corpus.paths=[{assets}/corpora/{corpus}]", "tokenizer=gpt2", "window.context_length=1024", "embedding=none"
+    )  # fmt: skip
+    found = places.find(config.corpus)
+    cache = Cache(at / "data/cache", "none")
+    planned = plan.look(config.corpus, found, cache, True, 2, estimate.HASHED)
+    (at / "scratch").mkdir()
+    look = estimate._Look(config, 0, cache, found, planned, at / "scratch")
+    ready = look.known_tokenizer()
+    guesses, most = [], 0
+    for seed in range(100):
+        look.seed = seed
+        _, counts = look.from_sample(look.blocks(), ready)
+        guesses.append(counts.ids)
+        most = max(most, counts.sampled)
+    said, made = estimate.estimate(config), run(config)
+    truth = made.ledger["encode"]["ids"]
+    near = sum(abs(guess.value / truth - 1) <= 0.02 for guess in guesses)
+    held = sum(guess.low <= truth <= guess.high for guess in guesses)
+    disk = said.disk.value / sum(stage.bytes for stage in made.stages) - 1
+    print(f"{near} of 100 within 2 %, {held} of 100 ranges hold the truth, {most:,} bytes at most, disk {disk:+.2%}")
+    assert near >= 95 and held >= 90 and most <= 8_000_000 and abs(disk) < 0.05
