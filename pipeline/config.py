@@ -80,6 +80,32 @@ class Vocabulary:
 
 
 @dataclass
+class Select:
+    """Which documents are kept. Stages `fingerprint` and `select`."""
+
+    duplicates: str = "none"  # drop copies of earlier documents: none | exact | near
+    threshold: float = 0.8  # of near duplicates: the share of word n-grams that two documents have in common
+    ngram: int = 5  # words
+    permutations: int = 128  # places of a signature: more are more exact, and slower
+
+
+@dataclass
+class Split:
+    """Which documents are for training, and which are held out; and in which order they come. Stages `select` and `arrange`."""
+
+    train: float | None = None  # shares of the documents; null: what the others leave
+    validation: float | None = None
+    test: float | None = None
+    by: str = "content"  # content | files
+    validation_files: list[str] = field(default_factory=list)  # by=files: patterns
+    test_files: list[str] = field(default_factory=list)
+    seed: int = 0  # of the shares and of the shuffle
+    shuffle: str = "none"  # none | documents | windows
+    overlap: str = "near"  # copies across splits are counted: near | exact | none
+    max_overlap: float | None = None  # fail where a greater share of a held-out split are copies; null: never
+
+
+@dataclass
 class Window:
     """How the stream of IDs becomes rows. Stage `window`."""
 
@@ -144,6 +170,8 @@ class Config:
     corpus: Corpus = field(default_factory=Corpus)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    select: Select = field(default_factory=Select)
+    split: Split = field(default_factory=Split)
     window: Window = field(default_factory=Window)
     embedding: Embedding = field(default_factory=Embedding)
     engine: Engine = field(default_factory=Engine)
@@ -163,6 +191,10 @@ CHOICES = {
     "vocabulary.on_unknown": ("map", "error"),
     "vocabulary.special_in_text": ("text", "token", "error"),
     "vocabulary.dtype": ("auto", "uint8", "uint16", "uint32"),
+    "select.duplicates": ("none", "exact", "near"),
+    "split.by": ("content", "files"),
+    "split.shuffle": ("none", "documents", "windows"),
+    "split.overlap": ("near", "exact", "none"),
     "window.mode": ("sliding", "prefix", "document"),
     "window.tail": ("drop", "pad"),
     "embedding.kind": ("random", "pretrained", "none"),
@@ -172,7 +204,7 @@ CHOICES = {
     "embedding.device": ("cpu", "cuda"),
     "engine.kind": ("serial", "threads", "processes"),
 }
-RANGES = {  # inclusive; the upper ends only keep sizes below what a 64-bit count can hold
+RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only keep sizes below what a 64-bit count can hold
     "corpus.shard_bytes": (1, 1 << 40),
     "corpus.max_document_bytes": (1, 1 << 30),
     "corpus.max_download_bytes": (1, 1 << 62),
@@ -180,6 +212,14 @@ RANGES = {  # inclusive; the upper ends only keep sizes below what a 64-bit coun
     "tokenizer.min_frequency": (0, 1 << 62),
     "tokenizer.sample_bytes": (1, 1 << 62),
     "tokenizer.seed": (0, (1 << 63) - 1),
+    "select.threshold": (0.1, 1),
+    "select.ngram": (1, 100),
+    "select.permutations": (16, 1024),
+    "split.train": (0, 1),
+    "split.validation": (0, 1),
+    "split.test": (0, 1),
+    "split.seed": (0, (1 << 63) - 1),
+    "split.max_overlap": (0, 1),
     "window.context_length": (1, 1 << 24),
     "window.stride": (1, 1 << 40),
     "window.max_bytes": (0, 1 << 62),
@@ -379,6 +419,7 @@ def check(config: Config) -> None:
         raise ConfigError("embedding.embedding_dim is required: random vectors have no width of their own.")
     if config.embedding.kind == "none" and config.embedding.vectors == "always":
         raise ConfigError("embedding.vectors=always needs an embedding: set embedding=random or embedding=pretrained.")
+    _check_split(config.split)
     window = config.window
     stride = window.stride or window.context_length
     if window.mode == "sliding" and stride > window.context_length and not window.allow_gaps:
@@ -394,6 +435,21 @@ def check(config: Config) -> None:
 def output_name(config: Config) -> str:
     """What the output is called: `name`, or the last part of the corpus's."""
     return config.name or Path(config.corpus.name).name
+
+
+def _check_split(split: Split) -> None:
+    given = {name: getattr(split, name) for name in ("train", "validation", "test")}
+    held = sum(share for name, share in given.items() if name != "train" and share)
+    if split.by == "files":
+        if any(share is not None for share in given.values()):
+            raise ConfigError("split.by=files takes split.validation_files= and split.test_files=, no shares.")
+        if not split.validation_files and not split.test_files:
+            raise ConfigError("split.by=files needs patterns in split.validation_files= or split.test_files=.")
+    elif split.validation_files or split.test_files:
+        raise ConfigError("split.validation_files and split.test_files need split.by=files.")
+    elif held >= 1 or (split.train is not None and abs(split.train + held - 1) > 1e-9):
+        told = " + ".join(f"{name} {share}" for name, share in given.items() if share is not None)
+        raise ConfigError(f"split: {told} must make 1, with some left for train; leave out split.train to give it the rest.")
 
 
 def recorded(tree: Config | dict[str, Any]) -> dict[str, Any]:

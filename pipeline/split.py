@@ -1,0 +1,82 @@
+"""Which split a document belongs to: decided from its content, or from the file it lies in.
+
+    content   hash ──▶ u in [0, 1):   validation │            train            │ test
+                                      0         0.05                          0.95       1
+
+By content the answer depends on nothing but the bytes of the document and `split.seed`: not on its file, nor on which
+other documents there are, so that adding, renaming and reordering files moves nothing, on any machine. A split that grows
+takes only what it gains: validation grows from below, test from above.
+"""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Split
+
+NAMES = ("train", "validation", "test")
+
+
+def names(split: Split) -> tuple[str, ...]:
+    """The splits that are asked for, in order; none where the corpus is not to be split.
+
+    >>> names(Split(validation=0.1)), names(Split())
+    (('train', 'validation'), ())
+    """
+    if split.by == "files":
+        held = [name for name, files in (("validation", split.validation_files), ("test", split.test_files)) if files]
+        return ("train", *held) if held else ()
+    shares = fractions(split)
+    return tuple(name for name in NAMES if shares[name] > 0) if shares["train"] < 1 else ()
+
+
+def fractions(split: Split) -> dict[str, float]:
+    """The share of each split. One that is not given is nothing; train, where not given, the rest."""
+    held = {name: getattr(split, name) or 0.0 for name in NAMES[1:]}
+    train = 1 - sum(held.values()) if split.train is None else split.train
+    return {"train": round(train, 12), **held}
+
+
+def identity(split: Split) -> dict[str, Any] | None:
+    """The settings that can change which split a document belongs to; None where there are no splits."""
+    if not names(split):
+        return None
+    if split.by == "files":
+        return {"by": "files", "validation_files": split.validation_files, "test_files": split.test_files}
+    return {"by": split.by, "seed": split.seed, **fractions(split)}
+
+
+def assign(hashes: np.ndarray, split: Split) -> np.ndarray:
+    """The number in `names` of each document's split, int8 `[documents]`, by content.
+
+    `hashes` are of the content, uint64 `[documents]`, evenly spread.
+
+    >>> assign(np.array([0, 1 << 62, 3 << 62], np.uint64), Split(validation=0.25, test=0.25))
+    array([2, 1, 1], dtype=int8)
+    """
+    present, shares = names(split), fractions(split)
+    mixed = hashes + np.uint64((split.seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    u = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) / float(1 << 53)
+    out = np.full(len(hashes), present.index("train") if "train" in present else 0, np.int8)
+    if "test" in present:
+        out[u >= 1 - shares["test"]] = present.index("test")
+    if "validation" in present:
+        out[u < shares["validation"]] = present.index("validation")
+    return out
+
+
+def assign_files(paths: Sequence[str], split: Split) -> np.ndarray:
+    """The number in `names` of the split of each file's documents, int8 `[files]`; `paths` as the manifest shows them."""
+    present = names(split)
+
+    def of(path: str) -> int:
+        for name, patterns in (("validation", split.validation_files), ("test", split.test_files)):
+            if any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}") for pattern in patterns):
+                return present.index(name)
+        return present.index("train")
+
+    return np.array([of(path) for path in paths], np.int8)
