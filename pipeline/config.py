@@ -80,8 +80,8 @@ class Vocabulary:
 
 
 @dataclass
-class Select:
-    """Which documents are kept. Stages `fingerprint` and `select`."""
+class Selection:
+    """Which documents are kept. Stages `fingerprint` and `selection`."""
 
     duplicates: str = "none"  # drop copies of earlier documents: none | exact | near
     threshold: float = 0.8  # of near duplicates: the share of word n-grams that two documents have in common
@@ -91,7 +91,7 @@ class Select:
 
 @dataclass
 class Split:
-    """Which documents are for training, and which are held out; and in which order they come. Stages `select` and `arrange`."""
+    """Which documents are for training and which are held out, and their order. Stages `selection` and `arrange`."""
 
     train: float | None = None  # shares of the documents; null: what the others leave
     validation: float | None = None
@@ -170,7 +170,7 @@ class Config:
     corpus: Corpus = field(default_factory=Corpus)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
-    select: Select = field(default_factory=Select)
+    selection: Selection = field(default_factory=Selection)
     split: Split = field(default_factory=Split)
     window: Window = field(default_factory=Window)
     embedding: Embedding = field(default_factory=Embedding)
@@ -191,7 +191,7 @@ CHOICES = {
     "vocabulary.on_unknown": ("map", "error"),
     "vocabulary.special_in_text": ("text", "token", "error"),
     "vocabulary.dtype": ("auto", "uint8", "uint16", "uint32"),
-    "select.duplicates": ("none", "exact", "near"),
+    "selection.duplicates": ("none", "exact", "near"),
     "split.by": ("content", "files"),
     "split.shuffle": ("none", "documents", "windows"),
     "split.overlap": ("near", "exact", "none"),
@@ -212,9 +212,9 @@ RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only kee
     "tokenizer.min_frequency": (0, 1 << 62),
     "tokenizer.sample_bytes": (1, 1 << 62),
     "tokenizer.seed": (0, (1 << 63) - 1),
-    "select.threshold": (0.1, 1),
-    "select.ngram": (1, 100),
-    "select.permutations": (16, 1024),
+    "selection.threshold": (0.1, 1),
+    "selection.ngram": (1, 100),
+    "selection.permutations": (16, 1024),
     "split.train": (0, 1),
     "split.validation": (0, 1),
     "split.test": (0, 1),

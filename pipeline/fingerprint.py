@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.arrow import adjoin, flags, numbers, string_bytes, to_numpy
-from pipeline.config import Select
+from pipeline.config import Selection
 
 VERSION = 1
 BLOCK = 1 << 20  # bytes of text hashed at a time: a dozen arrays of eight times as many bytes
@@ -41,41 +41,41 @@ OWN_WORD = np.zeros(256, bool)  # bytes with which a character begins that is a 
 OWN_WORD[0xE3:0xEE] = True
 
 
-def identity(select: Select, near: bool) -> dict[str, object]:
+def identity(selection: Selection, near: bool) -> dict[str, object]:
     """The settings that can change a fingerprint; `near`: are signatures wanted?"""
     if not near:
         return {"signature": None}
     from rensa import RMinHash
 
     version = int(RMinHash.ALGORITHM_VERSION)
-    return {"signature": {"ngram": select.ngram, "permutations": select.permutations, "rensa": version}}
+    return {"signature": {"ngram": selection.ngram, "permutations": selection.permutations, "rensa": version}}
 
 
-def schema(select: Select, near: bool) -> pa.Schema:
+def schema(selection: Selection, near: bool) -> pa.Schema:
     """Columns: `source` int32, `start` and `end` int64 (of the document, as `load` has them), `bytes` int64 of its text,
     `hash` fixed_size_list<uint64, 2>, and where `near`, `signature` fixed_size_list<uint32, permutations>.
     """
     fields = {"source": pa.int32(), "start": pa.int64(), "end": pa.int64(), "bytes": pa.int64(), "hash": HASH}
-    return pa.schema(fields | ({"signature": pa.list_(pa.uint32(), select.permutations)} if near else {}))
+    return pa.schema(fields | ({"signature": pa.list_(pa.uint32(), selection.permutations)} if near else {}))
 
 
 def fingerprint(
-    batches: Iterable[pa.RecordBatch], select: Select, near: bool, counts: Counter[str]
+    batches: Iterable[pa.RecordBatch], selection: Selection, near: bool, counts: Counter[str]
 ) -> Iterator[pa.RecordBatch]:
     """One row per document of what `load` gives; a document in several pieces is hashed as a whole.
 
     n-grams that span two pieces, one per 4 MiB, are left out. `counts` gains `documents`.
     """
     sha, size, begin = hashlib.blake2b(digest_size=16), 0, -1  # of the document that is not at its end yet
-    signature = np.full(select.permutations, EMPTY)
+    signature = np.full(selection.permutations, EMPTY)
     for batch in batches:
         data, offsets = string_bytes(batch["text"])
-        signed = signatures(data, offsets, select) if near else None
+        signed = signatures(data, offsets, selection) if near else None
         starts, ends = to_numpy(batch["start"]), flags(batch["ends"])
         hashes, sizes, firsts = [], [], []
         for row, (low, high) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             begin = int(starts[row]) if begin < 0 else begin
-            sha.update(memoryview(data[low:high]))
+            sha.update(data[low:high].data)
             size += high - low
             if signed is not None:
                 np.minimum(signature, signed[row], out=signed[row])
@@ -85,7 +85,7 @@ def fingerprint(
                 sizes.append(size)
                 firsts.append(begin)
                 sha, size, begin = hashlib.blake2b(digest_size=16), 0, -1
-                signature = np.full(select.permutations, EMPTY)
+                signature = np.full(selection.permutations, EMPTY)
         signature = signature.copy()
         last = np.flatnonzero(ends)
         columns = [
@@ -97,22 +97,22 @@ def fingerprint(
         ]
         if signed is not None:
             flat = numbers(np.ascontiguousarray(signed[last]).reshape(-1))
-            columns.append(pa.FixedSizeListArray.from_arrays(flat, select.permutations))
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, selection.permutations))
         counts["documents"] += len(last)
-        yield pa.record_batch(columns, schema=schema(select, near))
+        yield pa.record_batch(columns, schema=schema(selection, near))
 
 
-def signatures(data: np.ndarray, offsets: np.ndarray, select: Select) -> np.ndarray:
+def signatures(data: np.ndarray, offsets: np.ndarray, selection: Selection) -> np.ndarray:
     """MinHash signatures, uint32 `[rows, permutations]`, of rows of UTF-8: row i is `data[offsets[i]:offsets[i + 1]]`."""
-    out = np.full((len(offsets) - 1, select.permutations), EMPTY)
+    out = np.full((len(offsets) - 1, selection.permutations), EMPTY)
     row = 0
     while row < len(out):
         stop = max(row + 1, int(np.searchsorted(offsets, offsets[row] + BLOCK, "right")) - 1)
         if stop > row + 1 or offsets[stop] - offsets[row] <= BLOCK:
-            out[row:stop] = _signatures(data[offsets[row] : offsets[stop]], offsets[row : stop + 1] - offsets[row], select)
+            out[row:stop] = _signatures(data[offsets[row] : offsets[stop]], offsets[row : stop + 1] - offsets[row], selection)
         else:  # one row longer than a block: the least of its parts, cut at words
             for low, high in _parts(data, int(offsets[row]), int(offsets[stop])):
-                part = _signatures(data[low:high], np.array([0, high - low]), select)
+                part = _signatures(data[low:high], np.array([0, high - low]), selection)
                 np.minimum(out[row], part[0], out=out[row])
         row = stop
     return out
@@ -127,12 +127,12 @@ def _parts(data: np.ndarray, low: int, high: int) -> Iterator[tuple[int, int]]:
         low = stop
 
 
-def _signatures(data: np.ndarray, offsets: np.ndarray, select: Select) -> np.ndarray:
+def _signatures(data: np.ndarray, offsets: np.ndarray, selection: Selection) -> np.ndarray:
     from rensa import RMinHash
 
-    ngrams, borders = shingles(data, offsets, select.ngram)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(ngrams, borders.astype(np.uint64), select.permutations, 0)
-    return np.array(matrix.to_rows(), np.uint32).reshape(len(offsets) - 1, select.permutations)
+    ngrams, borders = shingles(data, offsets, selection.ngram)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(ngrams, borders.astype(np.uint64), selection.permutations, 0)
+    return np.array(matrix.to_rows(), np.uint32).reshape(len(offsets) - 1, selection.permutations)
 
 
 def shingles(data: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Stage `select`: one verdict for each document, which needs the whole corpus.
+"""Stage `selection`: one verdict for each document, which needs the whole corpus.
 
     fingerprints of all documents ──▶ copies of an earlier one ──▶ verdict per document   verdicts.arrow
                                   └─▶ split of each            └─▶ what repeats what     rejects.jsonl
@@ -9,7 +9,7 @@ tokenizes nothing anew.
 
 *Exact duplicates* have equal content; the first in the order of the corpus stays. *Near duplicates* are found by
 signatures: those that agree in all places of one of their bands (locality-sensitive hashing; Indyk and Motwani 1998) are
-compared, and are alike where `select.threshold` of all places agree. Of documents that are alike, or linked by such, the
+compared, and are alike where `selection.threshold` of all places agree. Of documents that are alike, or linked by such, the
 first stays. Bands have so many places that a pair at the threshold is compared with 99 % probability:
 
     1 - (1 - threshold^places)^bands ≥ 0.99,   0.8 and 128 places: 21 bands of 6
@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from pipeline import split
 from pipeline.arrow import adjoin, numbers, read_batches, to_numpy
-from pipeline.config import Select, Split
+from pipeline.config import Selection, Split
 from pipeline.errors import InputError
 
 VERSION = 1
@@ -41,22 +41,22 @@ AT_ONCE = 1 << 14  # pairs compared together
 SHOWN = 5  # pairs that a report names
 
 
-def wanted(select: Select, splits: Split) -> bool:
+def wanted(selection: Selection, splits: Split) -> bool:
     """Does anything need a verdict?"""
-    return select.duplicates != "none" or bool(split.names(splits))
+    return selection.duplicates != "none" or bool(split.names(splits))
 
 
-def signed(select: Select, splits: Split) -> bool:
+def signed(selection: Selection, splits: Split) -> bool:
     """Are signatures needed?"""
-    return select.duplicates == "near" or (bool(split.names(splits)) and splits.overlap == "near")
+    return selection.duplicates == "near" or (bool(split.names(splits)) and splits.overlap == "near")
 
 
-def identity(select: Select, splits: Split) -> dict[str, Any]:
+def identity(selection: Selection, splits: Split) -> dict[str, Any]:
     """The settings that can change a verdict or what is reported of the overlap."""
-    settings: dict[str, Any] = {"duplicates": select.duplicates, "split": split.identity(splits)}
+    settings: dict[str, Any] = {"duplicates": selection.duplicates, "split": split.identity(splits)}
     if split.names(splits):
         settings["overlap"] = splits.overlap
-    return settings | ({"threshold": select.threshold} if signed(select, splits) else {})
+    return settings | ({"threshold": selection.threshold} if signed(selection, splits) else {})
 
 
 @dataclass(frozen=True)
@@ -118,22 +118,22 @@ def read(paths: Sequence[Path]) -> Documents:
     return Documents(**joined, shards=adjoin(counts), signatures=Signatures(views) if views else None)
 
 
-def decide(documents: Documents, splits: np.ndarray, select: Select) -> tuple[np.ndarray, np.ndarray]:
+def decide(documents: Documents, splits: np.ndarray, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
     """Verdicts, int8 `[documents]`, and of what earlier document each is a copy, int64, -1 where of none.
 
     `splits`, int8, is the number of each document's split, or GAP.
 
     >>> one = np.array([[1, 0], [2, 0], [1, 0]], np.uint64)
     >>> same = Documents(*(np.arange(3) for _ in range(4)), one, np.array([0, 3]), None)
-    >>> decide(same, np.zeros(3, np.int8), Select(duplicates="exact"))
+    >>> decide(same, np.zeros(3, np.int8), Selection(duplicates="exact"))
     (array([ 0,  0, -1], dtype=int8), array([-1, -1,  0]))
     """
     verdicts, repeats = splits.copy(), np.full(len(documents), -1, np.int64)
-    if select.duplicates == "none" or not len(documents):
+    if selection.duplicates == "none" or not len(documents):
         return verdicts, repeats
     first = equals(documents.hash)
-    if select.duplicates == "near" and documents.signatures is not None:
-        linked = components(len(documents), *alike(documents, select.threshold))
+    if selection.duplicates == "near" and documents.signatures is not None:
+        linked = components(len(documents), *alike(documents, selection.threshold))
         first = np.minimum(first, linked[first])
     copies = np.flatnonzero((first != np.arange(len(first))) & (splits != GAP))
     exact = (documents.hash[copies] == documents.hash[first[copies]]).all(axis=1)
@@ -297,7 +297,7 @@ def require_apart(found: dict[str, Any], splits: Split, name: Callable[[int], st
                 f"{facts['exact'] + facts['near']} of {facts['documents']} documents of {held} are copies of ones in train "
                 f"({facts['exact']} exact, {facts['near']} near), {share:.2%}: more than split.max_overlap="
                 f"{splits.max_overlap}. "
-                f"{pairs}. Set select.duplicates=near to drop copies, or raise split.max_overlap=."
+                f"{pairs}. Set selection.duplicates=near to drop copies, or raise split.max_overlap=."
             )
 
 
