@@ -22,7 +22,8 @@ from typing import Any
 from pipeline.errors import ConfigError, InputError, PipelineError, ResourceError
 from pipeline.files import Stat
 
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(::[A-Za-z0-9+.-]+)*://")
+MAGIC = re.compile(r"[*?\[]")
 AHEAD = 8 << 20  # bytes fetched in one request where a file is read from front to back
 SIGNS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "commit_hash")  # change with the content
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")  # change with it, most of the time
@@ -51,12 +52,14 @@ def find(url: str) -> dict[str, Stat]:
             info = fs.info(path)
             found = {path: info} if info["type"] == "file" else fs.find(path, detail=True)
         except FileNotFoundError:
-            found = fs.glob(path, detail=True) if re.search(r"[*?\[]", path) else {}
-        below = len(path.rstrip("/")) if path not in found else 0
+            found = fs.glob(path, detail=True) if MAGIC.search(path) else {}
+        base = len(
+            path if path in found else MAGIC.split(path)[0].rpartition("/")[0] if MAGIC.search(path) else path.rstrip("/")
+        )
         files = {
             fs.unstrip_protocol(name): _stat(info)
             for name, info in sorted(found.items())
-            if info["type"] == "file" and not (below and not re.search(r"[*?\[]", path) and "/." in name[below:])
+            if info["type"] == "file" and ("/." not in name[base:] or "/." in path[base:])
         }
     if not files:
         raise InputError(f"{url!r} in corpus.paths: no such bucket, or nothing of that name in it.")
