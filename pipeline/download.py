@@ -71,13 +71,15 @@ def asset(corpus: Corpus, places: Iterable[Path]) -> str:
     name = corpus.paths[0]
     tried = ", ".join(repr(str(place / name)) for place in places)
     mirror = "" if "PIPELINE_ASSETS" in os.environ else " and PIPELINE_ASSETS, which is not set,"
+    path = Path("data", name)
     try:
-        return _retrieve(str(corpus.url), str(corpus.sha256), Path("data", name), corpus)
+        _retrieve(str(corpus.url), str(corpus.sha256), path, corpus)
     except InputError as error:
         raise InputError(
             f"corpus {corpus.name!r} is not in {tried}{mirror} and cannot be downloaded: {error} Put the file into 'data/', "
             "or set PIPELINE_ASSETS to an offline mirror."
         ) from error
+    return str(path)
 
 
 def shown(url: str) -> str:
@@ -86,7 +88,7 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _retrieve(url: str, sha256: str, path: Path, corpus: Corpus) -> str:
+def _retrieve(url: str, sha256: str, path: Path, corpus: Corpus) -> None:
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
@@ -96,9 +98,7 @@ def _retrieve(url: str, sha256: str, path: Path, corpus: Corpus) -> str:
         _download(url, Path(output_file), corpus)
 
     try:
-        return str(
-            pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=path.name, path=str(path.parent), downloader=downloader)
-        )
+        pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=path.name, path=str(path.parent), downloader=downloader)
     except ValueError as error:
         raise IntegrityError(f"{shown(url)} does not have sha256 {sha256}: {' '.join(str(error).split())}") from error
     except OSError as error:
