@@ -19,7 +19,7 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,18 @@ class WindowDataset:
             out[name] = torch.from_numpy(stacked)
         return out
 
+    def record_batches(self, start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows [start, stop) in order, all columns, as they lie in the memory-mapped files; nothing of torch is needed."""
+        stop = len(self) if stop is None else stop
+        for number, name in enumerate(self._names):
+            at = self._starts[number]
+            if start < self._starts[number + 1] and at < stop:
+                for batch in read_batches(self.verified(name)):
+                    first, last = max(start - at, 0), min(stop - at, len(batch))
+                    if first < last:
+                        yield batch.slice(first, last - first)
+                    at += len(batch)
+
     @property
     def fixed(self) -> bool:
         """Are all rows of one length?"""
@@ -225,6 +237,13 @@ class WindowDataset:
             raise IntegrityError(
                 f"{str(self.path / name)!r} is damaged: expected {note['bytes']} bytes, found {found}. Run the pipeline again."
             )
+
+    def verified(self, name: str) -> Path:
+        """The path of a file of the dataset, hashed as `verify` says. Raises IntegrityError where it was changed."""
+        self._require_size(name)
+        if self.verify != "sizes":
+            self._require_hash(name)
+        return self.path / name
 
     def _require_hash(self, name: str) -> None:
         if self._hashed.get(name) == (before := self._stat(name)):

@@ -15,6 +15,7 @@ ever replaced.
 import contextlib
 import ctypes
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -25,10 +26,11 @@ from typing import Any
 from pipeline import engine, files
 from pipeline.errors import ConfigError, ResourceError, from_os_error
 from pipeline.files import Json
-from pipeline.temporary import alive
+from pipeline.temporary import alive, run_name
 
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
+_serial = itertools.count()
 WORKSHOP = ".tmp"  # beside the dataset: where it is built
 STAGES = ("load", "tokenizer", "tokenize", "encode", "window", "embed")
 
@@ -182,6 +184,16 @@ def _workshop(folder: Path, run: str) -> Iterator[Path]:
             workshop.rmdir()
 
 
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to write to, which is swapped with what is at `folder`, if anything, where the block ends well."""
+    with _workshop(folder, run_name(next(_serial))) as place:
+        new = place / "new" / folder.name
+        _make(new)
+        yield new
+        _settle(new, folder)
+
+
 def _clear(place: Path) -> None:
     """Remove a run's folder. A dataset that it had moved aside and not replaced yet returns first, or all stays."""
     with contextlib.suppress(OSError):
@@ -230,6 +242,11 @@ def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str,
             file.flush()
             os.fsync(file.fileno())
     _carry(folder, new)
+    _settle(new, folder)
+
+
+def _settle(new: Path, folder: Path) -> None:
+    """Make the names in `new` reach the disk, then swap it in."""
     for place in (*(p for p in new.rglob("*") if p.is_dir()), new, new.parent):
         files.fsync_dir(place)
     _exchange(new, folder)

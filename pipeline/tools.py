@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline import cache, cli, console, engine
 from pipeline.errors import ConfigError, IntegrityError, PipelineError, ResourceError
+from pipeline.exports import FORMATS
 from pipeline.files import hash_file, unseal
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -78,12 +79,20 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
     checked.add_argument("--outputs", type=Path, default=Path("outputs"), help="where datasets go, by default outputs")
     checked.add_argument("--json", action="store_true", help="one JSON object a line")
     _add_cache(checked)
+    exported = add("export", _export, "a dataset in the format of somebody else's training job")
+    exported.add_argument("dataset", type=Path)
+    exported.add_argument("--to", required=True, choices=FORMATS, help="the format")
+    exported.add_argument("--out", type=Path, help="the folder to write; by default that of the dataset with -FORMAT behind it")
+    pushed = add("push", _push, "a dataset to the Hugging Face Hub, with its card; the token is that in HF_TOKEN")
+    pushed.add_argument("dataset", type=Path)
+    pushed.add_argument("repo", help="user/name or organisation/name")
+    pushed.add_argument("--public", action="store_true", help="where the repository is new, let everyone see it")
     caches = add("cache", None, "what finished stages there are")
     _add_cache(caches)
     inner = caches.add_subparsers(required=True, metavar="VERB")
     inner.add_parser("ls", help="every entry: stage, key, rows, bytes, age").set_defaults(verb=_ls)
-    verify = inner.add_parser("verify", help="hash every file of the cache, or of a finished dataset")
-    verify.add_argument("dataset", nargs="?", type=Path, help="a finished dataset instead of the cache")
+    verify = inner.add_parser("verify", help="hash every file of the cache, or of a finished dataset or an export")
+    verify.add_argument("dataset", nargs="?", type=Path, help="a finished dataset, or an export, instead of the cache")
     verify.set_defaults(verb=_verify)
     gc = inner.add_parser("gc", help="remove the longest unused entries")
     gc.add_argument("--max-size", required=True, type=_bytes, help="what may stay, such as 10GB")
@@ -229,6 +238,21 @@ def _doctor(options: argparse.Namespace) -> None:
         raise ResourceError(f"{console.counted(bad, 'finding')} to mend before a run.")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from pipeline.exports import export
+
+    with engine.signals():
+        folder = export(options.dataset, options.to, options.out)
+    console.say(console.printable(os.path.relpath(folder)))
+
+
+def _push(options: argparse.Namespace) -> None:
+    from pipeline.push import push
+
+    with engine.signals():
+        console.say(push(options.dataset, options.repo, options.public))
+
+
 def _with_identity(entry: cache.Entry) -> cache.Entry | None:
     try:
         content = entry.manifest()
@@ -258,7 +282,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _check_dataset(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    manifest = unseal(folder / "manifest.json")
+    manifest = unseal(folder / "manifest.json") or unseal(folder / "export.json")
     if manifest is None:
         raise IntegrityError(
             f"{str(folder)!r} has no manifest.json that is whole: it is not a finished dataset of this pipeline."

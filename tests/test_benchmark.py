@@ -98,10 +98,14 @@ def test_an_environment_is_made_once_and_again_when_its_needs_change(tmp_path, m
     monkeypatch.setattr(
         environments, "_quietly", lambda command: made.append(command) or (tmp_path / "probe").mkdir(exist_ok=True)
     )
-    assert environment("probe", tmp_path) == environment("probe", tmp_path) == tmp_path / "probe" / "bin" / "python"
+    assert (
+        environment(PEERS / "probe.py", tmp_path)
+        == environment(PEERS / "probe.py", tmp_path)
+        == tmp_path / "probe" / "bin" / "python"
+    )
     assert len(made) == 2 and made[1][-3:] == requirements(PEERS / "probe.py") and "constraints.txt" in made[1][-4]
     monkeypatch.setattr(environments, "requirements", lambda script: ["something-else"])
-    environment("probe", tmp_path)
+    environment(PEERS / "probe.py", tmp_path)
     assert len(made) == 4 and made[3][-1] == "something-else"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import scripts.benchmark
 from scripts.benchmark import report, stages
 from scripts.benchmark.corpora import Corpus, prepare
-from scripts.benchmark.environments import BenchmarkError, environment
+from scripts.benchmark.environments import PEERS, BenchmarkError, environment
 from scripts.benchmark.rounds import COMMANDS, Bench, choose, estimate, say
 
 SIZES = {"20mb": ("bench-20mb.parquet", 1), "200mb": ("bench-200mb.parquet", 1), "2gb": ("bench-200mb.parquet", 10)}
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     choose(options.only, 0)
     texts = corpora(options, bench)
     if options.stages:
-        bench.pythons["probe"] = environment("probe", bench.work / "env")
+        bench.pythons["probe"] = environment(PEERS / "probe.py", bench.work / "env")
         for text in texts:
             stages.show(bench, text)
         return 0
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     all_of_them = [c for c in COMMANDS if any(c in some for some in commands.values())]
     for peer in dict.fromkeys(c.peer for c in all_of_them if c.peer):
         try:
-            bench.pythons[peer] = environment(peer, bench.work / "env")
+            bench.pythons[peer] = environment(PEERS / f"{peer}.py", bench.work / "env")
         except BenchmarkError as error:
             bench.left_out |= {c.name: f"cannot be installed: {error}" for c in all_of_them if c.peer == peer}
     say("rehearsal")

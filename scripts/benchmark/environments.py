@@ -1,4 +1,4 @@
-"""An environment of its own for every peer, made by pip from what the peer's file says it needs."""
+"""An environment of its own for a script, made by pip from what the script says it needs; peers and tests use it."""
 
 import importlib.metadata
 import json
@@ -25,16 +25,16 @@ def requirements(script: Path) -> list[str]:
     return list(tomllib.loads("\n".join(line[2:] for line in lines)).get("dependencies", []))
 
 
-def environment(peer: str, folder: Path) -> Path:
-    """The interpreter of a peer's environment, which is made where it is missing or was made for other needs.
+def environment(script: Path, folder: Path) -> Path:
+    """The interpreter of a script's environment, which is made where it is missing or was made for other needs.
 
     Raises BenchmarkError, with the last words of what failed, where it cannot be had.
     """
-    home, needs = folder / peer, requirements(PEERS / f"{peer}.py")
+    home, needs = folder / script.stem, requirements(script)
     made, python = home / "made-for.json", home / "bin" / "python"
     wanted = json.dumps({"python": platform.python_version(), "needs": needs})
     if not made.is_file() or made.read_text() != wanted:
-        print(f"environment of {peer}: {', '.join(needs)}", file=sys.stderr, flush=True)
+        print(f"environment of {script.stem}: {', '.join(needs)}", file=sys.stderr, flush=True)
         shutil.rmtree(home, ignore_errors=True)
         _quietly([sys.executable, "-m", "venv", str(home)])
         _quietly([str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *needs])
