@@ -146,7 +146,7 @@ def test_parquet_and_webdataset_hold_every_column_of_every_row_in_files_of_any_s
     expected = columns(folder)
     monkeypatch.setattr(parquet, "FILE", 2000)
     monkeypatch.setattr(parquet, "GROUP", 500)
-    monkeypatch.setattr(webdataset, "FILE", 100_000)
+    monkeypatch.setattr(webdataset, "FILE", 20_000)
 
     out = export(folder, "parquet")
     names = sorted(path.name for path in out.glob("*.parquet"))
