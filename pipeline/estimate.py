@@ -135,7 +135,7 @@ class _Look:
         self, config: configs.Config, seed: int, cache: Cache, found: dict[str, Stat], planned: plan.Plan | None, scratch: Path
     ) -> None:
         self.config, self.seed, self.cache, self.planned, self.scratch = config, seed, cache, planned, scratch
-        self.frame = sample.frame(config.corpus, found)
+        self.frame = sample.frame(config.corpus, found, planned)
         self.size = sum(stat[1] for stat in found.values())
         self.files = sum(stat[1] > 0 for stat in found.values())
         self.notes: list[str] = []
@@ -337,7 +337,7 @@ class _Look:
 
         read = [float(sum(map(len, block.text))) for block in blocks]
         begun = [float(len(block.begun)) for block in blocks]
-        by_file = config.corpus.format == "text" and config.corpus.document == "file"
+        by_file = self.frame.units[0].part is None and config.corpus.format == "text" and config.corpus.document == "file"
         documents = Guess.of(self.files) if by_file and part < 1 else guess(begun)
         marks = vocabulary.marks(config.vocabulary, tok, documents.value > 1.5)
         added = (marks.eos_id is not None) + (marks.bos_id is not None)

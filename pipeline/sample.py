@@ -9,7 +9,8 @@ counts as its length says, and no single one can spoil the estimate:
     blocks         [##]                 [##]               [##]
 
 The text of a document between two places is what lies between the first border of words behind each, so neighbouring
-blocks would share out the text without seams. In Parquet, a block is a share of the rows of a row group.
+blocks would share out the text without seams. What can only be read as a whole (a row group of Parquet, text in another
+encoding than UTF-8) is, and a block is a share of its text.
 
 **The estimate** of a total Y from blocks with sizes x and counts y is by ratio: X Σy / Σx, with the variance
 X² (1 - f) s² / (n x̄²), s² that of y - (Σy / Σx) x over the blocks, f the part of the corpus that was read. Cochran,
@@ -21,18 +22,23 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from pipeline import corpus, places, plan
+from pipeline import corpus, places, plan, stores
 from pipeline.arrow import flags, string_bytes, to_numpy
 from pipeline.config import Corpus
 from pipeline.files import Stat
 
 BLOCK = 1 << 12  # bytes
 REACH = 1 << 20  # bytes in which the border of a line or paragraph is looked for
-GROUPS = 16  # row groups of Parquet that are read at most
+GROUPS = 16  # parts that are read as a whole, where there are more
+HEAD = 1 << 28  # bytes of text of one that are read at most
+FETCHES = 32  # blocks of files in a store that are read side by side
+SEEKABLE = ("text", "jsonl")  # formats that can be read from anywhere, in UTF-8
 NEAR = 1 << 10  # bytes in which a border of words is looked for
 NORMAL = 1.959964  # 97.5 % of the normal distribution lie below
 WORD = re.compile(rb"(?=[ \t\n][^ \t-\r])|(?<=\n)(?=[^ \t-\r])")
@@ -104,12 +110,11 @@ def _student(degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Unit:
-    """What blocks are drawn from: a file, or a row group of a Parquet file."""
+    """What blocks are drawn from: a file that can be read from anywhere, or a part that is read as a whole."""
 
     path: str
     bytes: int
-    first: int = 0  # row, in Parquet
-    rows: int = 0
+    part: plan.Part | None = None  # what is read as a whole: a row group, a compressed file, one in another encoding
 
 
 @dataclass(frozen=True)
@@ -124,80 +129,94 @@ class Frame:
         return sum(unit.bytes for unit in self.units)
 
 
-def frame(settings: Corpus, files: dict[str, Stat]) -> Frame:
+def frame(settings: Corpus, files: dict[str, Stat], planned: plan.Plan | None = None) -> Frame:
     """What there is to draw from: sizes and metadata alone are read."""
-    if settings.format != "parquet":
+    if settings.format == "parquet":
+        return Frame(tuple(unit for path, stat in files.items() for unit in _row_groups(settings, path, stat)))
+    if settings.format in SEEKABLE and plan.is_utf8(settings):
         return Frame(tuple(Unit(path, stat[1]) for path, stat in files.items() if stat[1]))
-    units = []
-    for path in files:
-        with places.open_file(path) as file:
-            metadata = plan.open_parquet(file, path, settings).metadata
-        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-        column, first = names.index(settings.text_column), 0
-        for index in range(metadata.num_row_groups):
-            group = metadata.row_group(index)
-            size = group.column(column).total_uncompressed_size - 4 * group.num_rows  # 4 bytes of length before each value
-            if group.num_rows:
-                units.append(Unit(path, max(1, size), first, group.num_rows))
-            first += group.num_rows
-    return Frame(tuple(units))
+    if planned is not None:
+        parts = [part for shard in planned.shards for part in shard.parts]
+    else:
+        parts = [plan.Part(0, path, 0, stat[1], stat[1], "", stat) for path, stat in files.items()]
+    return Frame(tuple(Unit(part.path, part.bytes, part) for part in parts if part.bytes))
+
+
+def _row_groups(settings: Corpus, path: str, stat: Stat) -> Iterator[Unit]:
+    with places.open_file(path) as file:
+        metadata = plan.open_parquet(file, path, settings).metadata
+    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    column, first = names.index(settings.text_column), 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        size = max(1, group.column(column).total_uncompressed_size - 4 * group.num_rows)  # 4 bytes of length a value
+        if group.num_rows:
+            yield Unit(path, size, plan.Part(0, path, first, first + group.num_rows, size, "", stat))
+        first += group.num_rows
 
 
 def draw(settings: Corpus, drawn: Frame, budget: int, seed: int) -> Iterator[Block]:
     """Blocks of `budget` bytes together, in an order that is random too, so that one may stop at any of them.
 
-    Of a Parquet file with more than GROUPS row groups so many are read, and what is drawn from each counts as one block.
-    Where a file can only be read from its beginning (an encoding other than UTF-8) its head stands for it. Raises what
-    reading the corpus raises.
+    Of parts that are read as a whole some are chosen where there are many: GROUPS, or as many as hold a few times the
+    budget; what is drawn from each then counts as one block. Raises what reading the corpus raises.
     """
     generator = np.random.default_rng(seed)
-    units, some = drawn.units, False
-    if settings.format == "parquet" and len(units) > GROUPS:
-        chosen = ((np.arange(GROUPS) + generator.random()) * len(units) / GROUPS).astype(int).tolist()
-        units, some = tuple(units[i] for i in chosen), True
+    units, whole = drawn.units, drawn.units[0].part is not None
+    many = max(GROUPS, math.ceil(4 * budget * len(units) / drawn.bytes)) if whole else len(units)
+    if some := many < len(units):
+        chosen = ((np.arange(many) + generator.random()) * len(units) / many).astype(int).tolist()
+        units = tuple(units[i] for i in chosen)
     ends = np.cumsum([unit.bytes for unit in units])
     count = max(1, budget // BLOCK)
     width = int(ends[-1]) / count
     starts = ((np.arange(count) + generator.random(count) * max(0.0, 1 - BLOCK / width)) * width).astype(np.int64)
     order = generator.permutation(count)
-    if settings.format != "parquet":
-        yield from (_block(settings, units, ends, start, Block(0), {}) for start in starts[order].tolist())
+    if not whole:
+        with ThreadPoolExecutor(FETCHES) as pool:
+            blocks = partial(_block, settings, units, ends)
+            far = any(stores.is_url(unit.path) for unit in units)  # then many a round trip is waited for
+            yield from (pool.map if far else map)(blocks, starts[order].tolist())
         return
     owner = np.searchsorted(ends, starts, "right")
-    for index in generator.permutation(len(units)).tolist():  # a row group is read once
-        held, whole = {index: _values(settings, units[index])}, Block(0)
+    for index in generator.permutation(len(units)).tolist():
+        values, merged = list[bytes](), Block(0)
         for start in starts[order[owner[order] == index]].tolist():
-            block = _block(settings, units, ends, start, whole if some else Block(0), held)
+            values = values or _values(settings, units[index])
+            block = merged if some else Block(0)
+            low, end, size = start - int(ends[index]) + units[index].bytes, int(ends[index]), units[index].bytes
+            high = low + min(BLOCK, end - start)
+            _from_rows(values, low / size, high / size, block)
+            block.size += high - low
             if not some:
                 yield block
-        if some and whole.size:
-            yield whole
+        if merged.size:
+            yield merged
 
 
-def _block(
-    settings: Corpus, units: Sequence[Unit], ends: np.ndarray, start: int, block: Block, held: dict[int, list[bytes]]
-) -> Block:
-    """What lies within BLOCK bytes from `start` on, added to `block`; in Parquet no more than is `held`."""
-    position, stop = start, min(start + BLOCK, int(ends[-1]))
+def _block(settings: Corpus, units: Sequence[Unit], ends: np.ndarray, start: int) -> Block:
+    """What lies within BLOCK bytes from `start` on."""
+    block, position, stop = Block(0), start, min(start + BLOCK, int(ends[-1]))
     while position < stop:
         index = int(np.searchsorted(ends, position, "right"))
-        unit, origin = units[index], int(ends[index]) - units[index].bytes
+        origin = int(ends[index]) - units[index].bytes
         low, high = position - origin, min(stop, int(ends[index])) - origin
-        if settings.format != "parquet":
-            _from_file(settings, unit, low, high, block)
-        elif index in held:
-            _from_rows(held[index], low / unit.bytes, high / unit.bytes, block)
-        else:
-            break
+        _from_file(settings, units[index], low, high, block)
         block.size += high - low
         position = origin + high
     return block
 
 
 def _values(settings: Corpus, unit: Unit) -> list[bytes]:
-    """The documents of a row group."""
-    part = plan.Part(0, unit.path, unit.first, unit.first + unit.rows, unit.bytes, "", places.file_stat(unit.path))
-    return [text for _, _, text, _ in documents(settings, plan.Shard(0, (part,)))]
+    """The documents of a part; of a very large one those at its head."""
+    assert unit.part is not None
+    values, size = list[bytes](), 0
+    for _, _, text, _ in documents(settings, plan.Shard(0, (unit.part,))):
+        values.append(text)
+        size += len(text)
+        if size > HEAD:
+            break
+    return values
 
 
 def _from_rows(values: list[bytes], low: float, high: float, block: Block) -> None:
@@ -214,10 +233,7 @@ def _from_rows(values: list[bytes], low: float, high: float, block: Block) -> No
 
 def _from_file(settings: Corpus, unit: Unit, low: int, high: int, block: Block) -> None:
     """The bytes [low, high) of a file of text or JSON lines."""
-    if not plan.is_utf8(settings):
-        scale = high - low
-        low, high = 0, min(unit.bytes, scale)
-    if settings.format == "text" and settings.document == "file" and plan.is_utf8(settings):
+    if settings.format == "text" and settings.document == "file":
         with places.open_file(unit.path) as file:
             base = max(0, low - 1)
             data = file.pread(high - base + NEAR, base)
@@ -238,7 +254,7 @@ def _from_file(settings: Corpus, unit: Unit, low: int, high: int, block: Block) 
 
 def head(settings: Corpus, unit: Unit, most: int) -> int:
     """Read about `most` bytes from the beginning of a unit, documents and all; how many it were."""
-    if settings.format == "parquet":
+    if unit.part is not None:
         return unit.bytes if _values(settings, unit) else 0
     whole = settings.format == "text" and settings.document == "file"
     stop = min(most, unit.bytes) if whole or most >= unit.bytes else _records(settings, unit, 0, most)[1]
@@ -265,8 +281,6 @@ def documents(settings: Corpus, shard: plan.Shard) -> Iterator[tuple[int, int, b
 
 def _records(settings: Corpus, unit: Unit, low: int, high: int) -> tuple[int, int]:
     """The borders of the records around [low, high) of a file; of characters where there is none in REACH."""
-    if not plan.is_utf8(settings):
-        return 0, high
     separator = SEPARATOR["line" if settings.format == "jsonl" else settings.document]
     reach = settings.max_document_bytes if settings.format == "jsonl" else REACH
     with places.open_file(unit.path) as file:

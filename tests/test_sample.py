@@ -31,6 +31,11 @@ def written(at, kind: str, seed: int = 0, documents: int = 400, rows: int = 30) 
         for number, text in enumerate(texts):
             (at / "in" / f"{number:04d}.txt").write_text(text)
         return Corpus(paths=["in"]), texts
+    if kind == "utf-16":
+        (at / "in").mkdir(exist_ok=True)
+        for number in range(40):
+            (at / "in" / f"{number:02d}.txt").write_text("\n".join(texts[number::40]), encoding="utf-16")
+        return Corpus(paths=["in"], document="line", encoding="utf-16"), texts
     (at / "in.txt").write_text(("\n\n" if kind == "paragraph" else "\n").join(texts))
     return Corpus(paths=["in.txt"], document=kind), texts
 
@@ -40,7 +45,7 @@ def drawn(settings: Corpus, budget: int, seed: int) -> tuple[float, list[sample.
     return frame.bytes, list(sample.draw(settings, frame, budget, seed))
 
 
-KINDS = ["line", "paragraph", "file", "folder", "jsonl", "parquet"]
+KINDS = ["line", "paragraph", "file", "folder", "jsonl", "parquet", "utf-16"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
