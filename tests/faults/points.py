@@ -13,6 +13,9 @@ from .runs import CACHE, DATASET, ENGINES, Ended
 from .shim import Shim
 
 NOTES = "what a person puts into a dataset's folder stays there"
+SETTINGS = {  # scenarios of other settings, which begin with nothing
+    "trained": ("tokenizer.kind=words", "window.mode=document", "window.truncate=true", "vocabulary.append_eos=false"),
+}
 BEHIND = ("window.stride=8", "embedding.seed=1")  # settings of an older dataset in the same place
 
 
@@ -21,7 +24,7 @@ class Group:
     """Which calls, and what happens at each."""
 
     name: str
-    scenario: str  # what lies there before: fresh | replace | heal
+    scenario: str  # what lies there before: fresh | replace | heal; or one of SETTINGS
     engine: str
     mask: int
     action: int
@@ -40,12 +43,13 @@ def groups() -> list[Group]:
             made.append(Group(f"{name}, {scenario}", scenario, "", mask, action, value, **more))
 
     add("SIGKILL before any change", "fresh replace heal", shim.CHANGING, shim.SIGNAL, signal.SIGKILL)
+    add("SIGKILL before any change", " ".join(SETTINGS), shim.CHANGING, shim.SIGNAL, signal.SIGKILL)
     add("SIGKILL in the middle of any write", "fresh", shim.WRITE, shim.TORN)
     add("SIGINT at any change", "fresh", shim.CHANGING, shim.SIGNAL, signal.SIGINT)
     add("SIGTERM at any change", "fresh", shim.CHANGING, shim.SIGNAL, signal.SIGTERM)
     add("ENOSPC once", "fresh replace", shim.STORING, shim.FAIL, errno.ENOSPC)
     add("EDQUOT once", "fresh replace", shim.STORING, shim.FAIL, errno.EDQUOT)
-    add("EIO once", "fresh replace", shim.CHANGING, shim.FAIL, errno.EIO)
+    add("EIO once", " ".join(["fresh replace", *SETTINGS]), shim.CHANGING, shim.FAIL, errno.EIO)
     add("ENOSPC from there on", "fresh", shim.STORING, shim.FAIL, errno.ENOSPC, forever=True)
     add("EIO from there on", "replace", shim.CHANGING, shim.FAIL, errno.EIO, forever=True)
     add("EIO at any read", "fresh replace", shim.READING, shim.FAIL, errno.EIO)
@@ -81,11 +85,24 @@ class Templates:
             path.write_bytes(data)
         self.expected = dict.fromkeys(("fresh", "heal"), runs.digests(self.base / "whole" / DATASET))
         self.expected["replace"] = self.expected["fresh"] | {"notes.txt": hashlib.sha256(NOTES.encode()).hexdigest()}
+        for name, settings in SETTINGS.items():
+            config = runs.composed("engine=serial", *settings)
+            self._make(name, config)
+            self.expected[name] = runs.digests(self.base / name / DATASET)
+            runs.clone(self.base / "fresh", self.base / name)
         again = self.base / "again"
         runs.clone(self.base / "fresh", again)
         ended = runs.run(again, self.configs["threads"])
         if ended.code or runs.digests(again / DATASET) != self.expected["fresh"]:
             raise RuntimeError(f"two undisturbed runs differ: {ended.err}")
+
+    def config(self, group: Group) -> Any:
+        """What Hydra composes for a run of the group."""
+        return (
+            runs.composed(*ENGINES[group.engine], *SETTINGS[group.scenario])
+            if group.scenario in SETTINGS
+            else self.configs[group.engine]
+        )
 
     def _make(self, name: str, config: Any) -> None:
         runs.seed(self.base / name)
@@ -102,7 +119,7 @@ def _run(group: Group, faults: Shim, at: Path, number: int, templates: "Template
 
     if group.below:
         return runs.run_line(at, ENGINES[group.engine], arm)
-    return runs.run(at, templates.configs[group.engine], arm)
+    return runs.run(at, templates.config(group), arm)
 
 
 def count(group: Group, templates: Templates, at: Path, faults: Shim) -> int:
@@ -116,7 +133,7 @@ def count(group: Group, templates: Templates, at: Path, faults: Shim) -> int:
 
 def tried(group: Group, number: int, templates: Templates, at: Path, faults: Shim) -> list[str]:
     """What is wrong after point `number` of the group; nothing, one hopes."""
-    config = templates.configs[group.engine]
+    config = templates.config(group)
     for _ in range(5):  # the tokenizer is found beside the rest, so that a run may make a call or two less than another
         runs.clone(templates.base / group.scenario, at)
         ended = _run(group, faults, at, number, templates)

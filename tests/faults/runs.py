@@ -1,6 +1,7 @@
 """One run as a process of its own, forked from an interpreter that has everything imported, and what it left."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import pickle
@@ -30,6 +31,7 @@ SMALL = (
 ENGINES = {"serial": ("engine=serial",), "threads": ("engine=threads", "engine.workers=2")}
 
 
+@functools.cache
 def composed(*overrides: str) -> Any:
     """What Hydra would hand to a job for these arguments."""
     ConfigStore.instance().store(name="schema", node=configs.Config)
@@ -183,16 +185,18 @@ def faults_of_dataset(at: Path) -> list[str]:
     folder = at / DATASET
     if not os.path.lexists(folder):
         return []
-    manifest = cache.unseal(folder / "manifest.json")
-    if manifest is None:
-        return ["the dataset has no manifest"]
-    wrong = []
-    for name, note in manifest["files"].items():
-        try:
-            same = cache.hash_file(folder / name) == (note["bytes"], note["sha256"])
-        except OSError as error:
-            same = False
-            name = f"{name} ({error.strerror})"
-        if not same:
-            wrong.append(f"{name} is not as the manifest says")
+    wrong = [] if (folder / "manifest.json").is_file() else ["the dataset has no manifest"]
+    for path in folder.rglob("manifest.json"):
+        manifest = cache.unseal(path)
+        if manifest is None:
+            wrong.append(f"{path.relative_to(folder)} is not as it was written")
+            continue
+        for name, note in manifest["files"].items():
+            try:
+                same = cache.hash_file(path.parent / name) == (note["bytes"], note["sha256"])
+            except OSError as error:
+                same = False
+                name = f"{name} ({error.strerror})"
+            if not same:
+                wrong.append(f"{name} is not as the manifest says")
     return wrong
