@@ -381,7 +381,10 @@ def test_a_bert_row_is_framed_cut_and_typed(tmp_path: Path) -> None:
 
 
 def test_a_document_too_long_is_an_error_with_its_place_and_length(tmp_path: Path) -> None:
-    layout = [[[row([1] * 6)]], [[([1] * 4, 1, 10, 20, True), ([2] * 4, 1, 20, 25, False), ([3] * 3, 1, 25, 31, True)]]]
+    layout = [
+        [[row([1] * 6)]],
+        [[([1] * 4, 1, 10, 20, True), ([2] * 4, 1, 20, 25, False), ([3] * 3, 1, 25, 31, True), ([4] * 9, 1, 31, 40, True)]],
+    ]
     stream = stream_of(tmp_path, layout)
     w = Window(mode="document", context_length=8, special_tokens=True)
     with pytest.raises(InputError) as error:
@@ -394,7 +397,7 @@ def test_a_document_too_long_is_an_error_with_its_place_and_length(tmp_path: Pat
         plan_of(w, stream, BERT)
     with pytest.raises(InputError, match="source 1, document"):
         plan_of(w, stream, BERT, sources=("a.txt",))
-    w.context_length = 9
+    w.context_length = 11
     assert plan_of(w, stream, BERT).ledger["truncated"] == 0
 
 
@@ -418,6 +421,13 @@ def test_special_tokens_that_the_tokenizer_lacks_are_a_config_error(tmp_path: Pa
     stream = stream_of(tmp_path, [[[row([1, 2, 3])]]])
     with pytest.raises(ConfigError, match="the tokenizer adds none"):
         plan_of(Window(mode="document", special_tokens=True), stream, frame)
+
+
+@pytest.mark.parametrize("mode", ["sliding", "prefix"])
+def test_special_tokens_are_for_whole_documents_alone(tmp_path: Path, mode: str) -> None:
+    stream = stream_of(tmp_path, [[[row(list(range(9)))]]])
+    w = Window(mode=mode, context_length=4)
+    assert rows_of(stream, plan_of(w, stream, BERT)) == naive(w, [list(range(9))])
 
 
 def test_a_frame_that_fills_the_row_is_a_config_error(tmp_path: Path) -> None:
