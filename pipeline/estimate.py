@@ -31,7 +31,22 @@ from typing import Any
 import numpy as np
 
 from pipeline import config as configs
-from pipeline import console, corpus, embedding, engine, files, hub, places, plan, sample, steps, tokenizer, vocabulary, window
+from pipeline import (
+    console,
+    corpus,
+    embedding,
+    engine,
+    files,
+    hub,
+    places,
+    plan,
+    sample,
+    split,
+    steps,
+    tokenizer,
+    vocabulary,
+    window,
+)
 from pipeline.arrow import joined
 from pipeline.cache import Cache, Entry
 from pipeline.errors import InputError
@@ -75,6 +90,7 @@ class Estimate:
     free: int  # bytes, on the disk of the cache
     stages: list[Stage]
     notes: list[str] = field(default_factory=list)  # what will disappoint
+    splits: dict[str, Guess] = field(default_factory=dict)  # rows of each, where there are splits
 
     @property
     def disk(self) -> Guess:
@@ -137,6 +153,7 @@ class _Look:
         self.config, self.seed, self.cache, self.planned, self.scratch = config, seed, cache, planned, scratch
         self.frame = sample.frame(config.corpus, found, planned)
         self.size = sum(stat[1] for stat in found.values())
+        self.found = found
         self.files = sum(stat[1] > 0 for stat in found.values())
         self.notes: list[str] = []
         if not self.frame.units:
@@ -173,6 +190,7 @@ class _Look:
             free=shutil.disk_usage(files.existing(self.cache.root)).free,
             stages=stages,
             notes=self.notes,
+            splits=self.splits(counts),
         )
         if made.disk.high > made.free:
             self.notes.append(
@@ -226,7 +244,8 @@ class _Look:
         stream = steps.open_stream(encode, manifest["files"], dtype.name)
         settings, frame = steps.unmarked(self.config.window, ready.tok, ledger["encode"])
         lengths = np.concatenate([stream.document_lengths(shard) for shard in range(len(stream.counts))])
-        rows, slots, lost, size = map(Guess.of, window.expect(settings, dtype, self.framed(frame), lengths))
+        self.lengths, self.cut = lengths.astype(float), (settings, dtype, self.framed(frame))
+        rows, slots, lost, size = map(Guess.of, window.expect(*self.cut, lengths))
         return _Counts(exact["text_bytes"], exact["documents"], exact["ids"], rows, slots, lost, size)
 
     def framed(self, frame: window.Frame) -> window.Frame:
@@ -348,10 +367,10 @@ class _Look:
         dtype = vocabulary.dtype(config.vocabulary, ready.size)
         marked = {"eos": marks.eos_id is not None, "bos": marks.bos_id is not None}
         settings, frame = steps.unmarked(config.window, tok, marked)
-        frame = self.framed(frame)
+        self.cut = (settings, dtype, self.framed(frame))
 
         def expected(lengths: np.ndarray) -> tuple[int, int, int, int]:
-            return window.expect(settings, dtype, frame, lengths)
+            return window.expect(*self.cut, lengths)
 
         if window.crosses(settings):
             ends = [expected(np.array([round(n)])) for n in (ids.value, ids.low, min(ids.high, 1e15))]
@@ -368,6 +387,35 @@ class _Look:
             rows, slots, lost, size = (guess([float(n) for n in column]) for column in zip(*each, strict=True))
         self.lengths = np.concatenate([np.array(block.begun, float) for block in blocks]) * per_byte + added
         return _Counts(guess(read), documents, ids, rows, slots, lost, size, int(sum(read)), took, training)
+
+    def shares(self) -> dict[str, float]:
+        """The part of the text that each split gets, as it is asked for."""
+        settings = self.config.split
+        names = split.names(settings)
+        if settings.by == "content" or not names:
+            return {name: split.fractions(settings)[name] for name in names}
+        paths = list(self.found)
+        sizes = np.array([stat[1] for stat in self.found.values()], float)
+        owner = split.assign_files(places.shown(paths), settings)
+        return {name: float(sizes[owner == number].sum() / sizes.sum()) for number, name in enumerate(names)}
+
+    def splits(self, counts: _Counts) -> dict[str, Guess]:
+        """Rows of each split. By content documents fall where they may: few of them, or a long one, move much."""
+        made = {}
+        lengths = self.lengths if len(self.lengths) else np.ones(1)
+        documents = max(1.0, counts.documents.value * float(lengths.mean() ** 2 / (lengths**2).mean()))  # of equal weight
+        for name, share in self.shares().items():
+            by_chance = sample.NORMAL * math.sqrt(share * (1 - share) / documents) if self.config.split.by == "content" else 0.0
+            ends = (share, max(0.0, share - by_chance), min(1.0, share + by_chance))
+            ids = [
+                guess * end
+                for guess, end in zip((counts.ids.value, counts.ids.low, min(counts.ids.high, 1e15)), ends, strict=True)
+            ]
+            if window.crosses(self.cut[0]):
+                made[name] = Guess(*(float(window.expect(*self.cut, np.array([round(n)]))[0]) for n in ids))
+            else:
+                made[name] = Guess(counts.rows.value * ends[0], counts.rows.low * ends[1], counts.rows.high * ends[2])
+        return made
 
     # -- bytes and seconds
 
@@ -446,15 +494,19 @@ class _Look:
         """Say what a person would rather know before."""
         w, ids, settings = self.config.window, counts.ids.value, self.config.tokenizer
         rows, length = round(counts.rows.value), self.config.window.context_length
-        if w.mode == "sliding" and window.crosses(w) and length >= ids * TASTE >= 2:
-            fits = 1 << int(math.log2(max(1, (ids - 1) * TASTE)))
+        least, share = min(self.shares().items(), key=lambda item: item[1], default=("validation", TASTE))
+        which = f"the {least} split of {100 * share:.3g} %" if self.shares() else f"a {100 * share:.3g} % validation split"
+        if w.mode == "sliding" and window.crosses(w) and length >= ids * share >= 2:
+            fits = 1 << int(math.log2(max(1, (ids - 1) * share)))
             made = console.counted(rows, "window")
             self.notes.append(
-                f"{ids:,.0f} tokens make {made} of {length:,}; a {TASTE:.0%} validation split would hold none: "
-                f"use window.context_length<={fits:,}."
+                f"{ids:,.0f} tokens make {made} of {length:,}; {which} would hold none: use window.context_length<={fits:,}."
             )
         elif not rows:
             self.notes.append("no row comes out of this: the run will end with an error that says why.")
+        if self.shares() and self.config.split.by == "content" and counts.documents.value * share < 3:
+            many = "is one document" if counts.documents.high == 1 else f"has {counts.documents.value:,.0f} documents"
+            self.notes.append(f"the corpus {many}, and whole ones go to a split: set corpus.document=, or split by files.")
         if rows and counts.lost.value > 0.05 * ids and w.mode != "document":
             self.notes.append(
                 f"{counts.lost.value / ids:.0%} of the tokens become no target: see window.tail and window.stride."
@@ -509,6 +561,8 @@ def tell(made: Estimate) -> None:
         f"  time    about {_duration(made.seconds)} on this machine, as busy as it is",
         *(f"  note    {note}" for note in made.notes),
     ]
+    if made.splits:
+        lines[3:3] = [f"          {name}: {guess}" for name, guess in made.splits.items()]
     console.say("\n".join(map(console.printable, lines)))
 
 

@@ -113,10 +113,28 @@ def test_what_will_disappoint_is_said(at):
         assert any(note in line for line in said), (note, said)
 
 
+def test_rows_of_each_split_are_foreseen_and_a_split_that_stays_empty_is_said(at):
+    (at / "in.txt").write_text(lines(2000))
+    common = ["corpus=text", "corpus.paths=[in.txt]", "tokenizer=words", "embedding=none", "window.context_length=16"]
+    said = estimate.estimate(composed(*common, "corpus.document=line", "split.validation=0.1", "split.test=0.02"))
+    assert set(said.splits) == {"train", "validation", "test"} and not any("split" in note for note in said.notes)
+    assert abs(sum(guess.value for guess in said.splits.values()) / said.rows.value - 1) < 0.01
+    assert 0.09 < said.splits["validation"].value / said.rows.value < 0.11
+    assert said.splits["test"].low < said.splits["test"].value < said.splits["test"].high
+    short = estimate.estimate(composed(*common, "corpus.document=line", "split.validation=0.0002"))
+    assert any("the validation split of 0.02 % would hold none" in note for note in short.notes)
+    one = estimate.estimate(composed(*common, "split.validation=0.1"))
+    assert any("the corpus is one document" in note for note in one.notes)
+    (at / "held.txt").write_text(lines(200))
+    by_files = ["corpus=text", "corpus.paths=[in.txt,held.txt]", "split.by=files", "split.validation_files=[held.txt]"]
+    said = estimate.estimate(composed(*by_files, "tokenizer=words", "embedding=none", "window.context_length=16"))
+    assert 0.07 < said.splits["validation"].value / said.rows.value < 0.12
+
+
 def test_the_verdict_in_windows_of_1024_is_too_short_for_a_validation_split(at, assets):
     said = estimate.estimate(composed("corpus=verdict", "tokenizer=gpt2", "window.context_length=1024"))
     assert said.notes == [
-        "5,145 tokens make 5 windows of 1,024; a 10% validation split would hold none: use window.context_length<=512."
+        "5,145 tokens make 5 windows of 1,024; a 10 % validation split would hold none: use window.context_length<=512."
     ]
 
 
