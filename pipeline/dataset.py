@@ -20,6 +20,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import embedding
+from pipeline import embedding, engine
 from pipeline.arrow import read_batches, read_schema, row_offsets, to_numpy
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.files import Json, Stat, digest, hash_file, stat_of, unseal
@@ -117,6 +118,7 @@ class WindowDataset:
             raise ConfigError("rows of window.mode=prefix differ in length: take them one by one and pad them as you need.")
         import torch
 
+        self._touch(indices)
         rows = [self._locate(index) for index in indices]
         out = {}
         for name in self.columns:
@@ -270,6 +272,15 @@ class WindowDataset:
             if file.rows != rows:
                 raise IntegrityError(f"{str(self.path / name)!r} holds {file.rows} rows, its manifest says {rows}.")
         return file
+
+    def _touch(self, indices: Sequence[int]) -> None:
+        """Hash the files of these rows that are not open yet side by side, so that the first random batch is not slow."""
+        if self.verify == "sizes" or None not in self._files:
+            return
+        numbers = {bisect_right(self._starts, index % len(self)) - 1 for index in indices}
+        if len(fresh := [self._names[number] for number in numbers if self._files[number] is None]) > 1:
+            with ThreadPoolExecutor(min(len(fresh), engine.cores())) as pool:
+                list(pool.map(self._require_hash, fresh))
 
     def _locate(self, index: int) -> tuple["Block", int]:
         """The block of a row, and its place in there."""

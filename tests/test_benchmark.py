@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conftest import composed
+from pipeline.run import run as prepare_dataset
 from scripts.benchmark import __main__ as door
-from scripts.benchmark import environments, report, rounds, stages
+from scripts.benchmark import environments, loaders, report, rounds, stages
 from scripts.benchmark.corpora import prepare
 from scripts.benchmark.environments import PEERS, BenchmarkError, environment, requirements
 from scripts.benchmark.peers.protocol import digest
@@ -319,3 +321,26 @@ def test_without_the_offline_mirror_it_says_how_to_name_it(tmp_path, capsys, mon
 def test_the_help_names_every_command():
     about = door.parser().format_help()
     assert all(command.name in about for command in COMMANDS)
+
+
+# -- loaders
+
+
+def test_ratios_of_loaders_are_taken_within_a_round():
+    rates = {"ours 8 0": (4e6, 90e6, 20e6), "memmap 8 0": (2e6, 30e6, 10e6)}
+    results = {name: [{"rate": rate, "first": 0.5} for rate in each] for name, each in rates.items()}
+    assert loaders.rows(results, ["ours", "memmap"], [(8, 0)]) == [
+        ["ours", "8", "0", 20.0, 2.0, 0.5],
+        ["memmap", "8", "0", 10.0, 1.0, 0.5],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_loaders_that_need_no_environment_give_the_same_windows_and_a_table(at, capsys):
+    prepare_dataset(composed("embedding=none", "window.context_length=32", "window.stride=16"))
+    words = ["outputs/sample", "--only", "ours,memmap", "--rounds", "1", "--seconds", "0.1", "--workers", "0"]
+    assert loaders.main([*words, "--batches", "4"]) == 0
+    told = capsys.readouterr().out
+    assert "windows of 32, all the same" in told and told.count("memmap") == 2
+    assert loaders.main(["nowhere"]) == 2

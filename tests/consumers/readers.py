@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[2] / "scripts" / "benchmark" / "peers"))
+
 
 def megatron(folder: Path) -> dict[str, np.ndarray]:
     """Documents end to end and their lengths, by megatron-core's own reader."""
@@ -28,14 +30,7 @@ def megatron(folder: Path) -> dict[str, np.ndarray]:
 
 def mds(folder: Path) -> dict[str, np.ndarray]:
     """The tokens of every sample, decoded as LLM-Foundry decodes them."""
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:  # see scripts/benchmark/peers/mosaic_mds.py
-        operators = torch.library.Library("torchvision", "DEF")
-        operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision_stub  # noqa: F401
     from streaming import StreamingDataset
 
     found = {}

@@ -9,20 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
+import torchvision_stub  # noqa: F401
 from protocol import EOS, main
-from tokenizers import Tokenizer
-
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:
-    # streaming imports torchvision, which cannot load its compiled operators beside a CPU build of torch and then
-    # misses two of their names. Nothing here uses them.
-    operators = torch.library.Library("torchvision", "DEF")
-    operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 from streaming import LocalDataset, MDSWriter
+from tokenizers import Tokenizer
 
 WINDOW = 1024
 
