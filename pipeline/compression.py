@@ -1,0 +1,153 @@
+"""Compressed files, known by their first bytes and never by their names, read from front to back in bounded memory.
+
+    1f 8b 08 …  ──gzip──▶  64 KiB of the file at a time, at most so many bytes out as were asked for
+
+Several members or frames that follow one another (`cat a.gz b.gz`, pigz, bgzip, pzstd) are one text. A file that
+stops within a frame, or holds anything else behind its last one, is an error.
+
+A few kilobytes can stand for terabytes, so growth is bounded. With `corpus.max_decompressed_bytes` no file may become
+larger than that. Without it, a file that becomes larger than 64 MiB must not be more than 200 times its compressed
+size; text compresses ten times at most. A zstd frame that needs a window of more than 128 MiB, or xz with a
+dictionary beyond 256 MiB, is refused before the memory is taken.
+
+gzip, bzip2, zstd and lz4 are pyarrow's, xz is Python's.
+"""
+
+import io
+import lzma
+from typing import Any, Protocol
+
+from pipeline.config import Corpus
+from pipeline.errors import InputError
+
+MAGIC = {
+    b"\x1f\x8b\x08": "gzip",
+    b"BZh": "bz2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\0": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+BLOCK_MAGIC = (b"1AY&SY", b"\x17rE8P\x90")  # of bzip2 behind its level: a block, or the end
+SKIPPABLE = b"\x2a\x4d\x18"  # behind one of 16 bytes: a frame of zstd or lz4 that holds no data
+READ = 1 << 16  # bytes of the file at a time
+RATIO, SMALL = 200, 64 << 20
+XZ_MEMORY = 256 << 20
+
+
+class Positioned(Protocol):
+    """A file that is read by position."""
+
+    def pread(self, size: int, position: int) -> bytes:
+        """At most `size` bytes from `position` on, fewer only at the end."""
+
+
+def kind(head: bytes) -> str | None:
+    """How a file that begins with these bytes (ten are enough) is compressed; None where it is not.
+
+    >>> kind(b"\\x1f\\x8b\\x08rest"), kind(b"BZh9 is no bzip2 yet"), kind(b"text")
+    ('gzip', None, None)
+    """
+    if head[1:4] == SKIPPABLE and 0x50 <= head[0] <= 0x5F:
+        return "zstd"
+    found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    return None if found == "bz2" and head[4:10] not in BLOCK_MAGIC else found
+
+
+class Decompressed:
+    """What a compressed file stands for, from front to back. Raises InputError naming `name`."""
+
+    def __init__(self, file: Positioned, size: int, kind: str, name: str, corpus: Corpus) -> None:
+        self.position = 0  # bytes given so far
+        self._kind, self._name = kind, name
+        self._limit = corpus.max_decompressed_bytes
+        self._raw = _Raw(file, size)
+        self._stream: Any = _Xz(self._raw) if kind == "xz" else self._arrow()
+
+    def _arrow(self) -> Any:
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(self._raw, "r"), self._kind)
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer only at the end."""
+        pieces = []
+        while size and (piece := self._some(min(size, 1 << 20))):
+            pieces.append(piece)
+            size -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _some(self, size: int) -> bytes:
+        try:
+            data = bytes(self._stream.read(size))
+        except (lzma.LZMAError, MemoryError, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            said = " ".join(str(error).split())
+            if "Truncated" in said:
+                raise InputError(
+                    f"{self._name!r} is truncated: its {self._kind} data ends in the middle, after {self._raw.position} bytes "
+                    f"that make {self.position}. Get the whole file."
+                ) from error
+            raise InputError(
+                f"{self._name!r} is damaged, or something else follows its {self._kind} data, at byte "
+                f"{self._raw.position} or before: {said}."
+            ) from error
+        self.position += len(data)
+        if self._limit is not None and self.position > self._limit:
+            raise InputError(
+                f"{self._name!r} becomes larger than corpus.max_decompressed_bytes={self._limit}: raise it, or leave the file out."
+            )
+        if self._limit is None and self.position > max(SMALL, RATIO * self._raw.position):
+            raise InputError(
+                f"{self._name!r} becomes more than {RATIO} times larger ({self.position} bytes from {self._raw.position}): is "
+                "it a bomb? If it is not, set corpus.max_decompressed_bytes= to what it may become."
+            )
+        return data
+
+
+class _Raw(io.RawIOBase):
+    """The compressed bytes, in order."""
+
+    def __init__(self, file: Positioned, size: int) -> None:
+        self.position, self._file, self._size = 0, file, size
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.pread(min(READ if size < 0 else size, self._size - self.position), self.position)
+        self.position += len(data)
+        return data
+
+
+class _Xz:
+    """The streams of an xz file, one after another; zeros between them, in fours, are padding."""
+
+    def __init__(self, raw: _Raw) -> None:
+        self._raw, self._waiting = raw, b""
+        self._decoder: lzma.LZMADecompressor | None = self._new()
+
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+
+    def read(self, size: int) -> bytes:
+        while True:
+            if self._decoder is None:
+                while not (rest := self._waiting.lstrip(b"\0")) and (more := self._raw.read(READ)):
+                    self._waiting = self._waiting[: len(self._waiting) % 4] + more
+                if (len(self._waiting) - len(rest)) % 4:
+                    raise lzma.LZMAError("padding of the wrong length")
+                if not rest:
+                    return b""
+                self._waiting, self._decoder = rest, self._new()
+            if self._decoder.needs_input and not self._waiting and not (more := self._raw.read(READ)):
+                raise lzma.LZMAError("Truncated")
+            if self._decoder.needs_input and not self._waiting:
+                self._waiting = more
+            data = self._decoder.decompress(self._waiting, size)
+            self._waiting = b""
+            if self._decoder.eof:
+                self._waiting, self._decoder = self._decoder.unused_data, None
+            if data:
+                return data
