@@ -14,11 +14,10 @@ gzip, bzip2, zstd and lz4 are pyarrow's, xz is Python's.
 """
 
 import io
-import lzma
 from typing import Any, Protocol
 
 from pipeline.config import Corpus
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 
 MAGIC = {
     b"\x1f\x8b\x08": "gzip",
@@ -34,11 +33,31 @@ RATIO, SMALL = 200, 64 << 20
 XZ_MEMORY = 256 << 20
 
 
+class Stream(Protocol):
+    """What is read from front to back."""
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer only at the end."""
+
+
 class Positioned(Protocol):
     """A file that is read by position."""
 
     def pread(self, size: int, position: int) -> bytes:
         """At most `size` bytes from `position` on, fewer only at the end."""
+
+
+class Ranged:
+    """The first `size` bytes of a file, from front to back."""
+
+    def __init__(self, file: Positioned, size: int) -> None:
+        self._file, self._size, self._position = file, size, 0
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer only at the end."""
+        data = self._file.pread(min(size, self._size - self._position), self._position)
+        self._position += len(data)
+        return data
 
 
 def kind(head: bytes) -> str | None:
@@ -56,11 +75,10 @@ def kind(head: bytes) -> str | None:
 class Decompressed:
     """What a compressed file stands for, from front to back. Raises InputError naming `name`."""
 
-    def __init__(self, file: Positioned, size: int, kind: str, name: str, corpus: Corpus) -> None:
+    def __init__(self, stream: Stream, kind: str, name: str, corpus: Corpus, head: bytes = b"") -> None:
         self.position = 0  # bytes given so far
-        self._kind, self._name = kind, name
-        self._limit = corpus.max_decompressed_bytes
-        self._raw = _Raw(file, size)
+        self._kind, self._name, self._corpus = kind, name, corpus
+        self._raw = _Raw(stream, head)
         self._stream: Any = _Xz(self._raw) if kind == "xz" else self._arrow()
 
     def _arrow(self) -> Any:
@@ -79,8 +97,8 @@ class Decompressed:
     def _some(self, size: int) -> bytes:
         try:
             data = bytes(self._stream.read(size))
-        except (lzma.LZMAError, MemoryError, OSError) as error:
-            if getattr(error, "errno", None) is not None:
+        except Exception as error:  # every library has its own
+            if isinstance(error, PipelineError) or (isinstance(error, OSError) and error.errno is not None):
                 raise
             said = " ".join(str(error).split())
             if "Truncated" in said:
@@ -93,29 +111,36 @@ class Decompressed:
                 f"{self._raw.position} or before: {said}."
             ) from error
         self.position += len(data)
-        if self._limit is not None and self.position > self._limit:
-            raise InputError(
-                f"{self._name!r} becomes larger than corpus.max_decompressed_bytes={self._limit}: raise it, or leave the file out."
-            )
-        if self._limit is None and self.position > max(SMALL, RATIO * self._raw.position):
-            raise InputError(
-                f"{self._name!r} becomes more than {RATIO} times larger ({self.position} bytes from {self._raw.position}): is "
-                "it a bomb? If it is not, set corpus.max_decompressed_bytes= to what it may become."
-            )
+        require_growth(self._name, self.position, self._raw.position, self._corpus)
         return data
 
 
-class _Raw(io.RawIOBase):
-    """The compressed bytes, in order."""
+def require_growth(name: str, size: int, packed: int, corpus: Corpus) -> None:
+    """Raise InputError where `packed` bytes become more than they may; `size` is what they have become so far."""
+    limit = corpus.max_decompressed_bytes
+    if limit is not None and size > limit:
+        raise InputError(
+            f"{name!r} becomes larger than corpus.max_decompressed_bytes={limit}: raise it, or leave the file out."
+        )
+    if limit is None and size > max(SMALL, RATIO * packed):
+        raise InputError(
+            f"{name!r} becomes more than {RATIO} times larger ({size} bytes from {packed}): is it a bomb? If it is not, set "
+            "corpus.max_decompressed_bytes= to what it may become."
+        )
 
-    def __init__(self, file: Positioned, size: int) -> None:
-        self.position, self._file, self._size = 0, file, size
+
+class _Raw(io.RawIOBase):
+    """The compressed bytes, in order, behind those that were read already to tell what they are."""
+
+    def __init__(self, stream: Stream, head: bytes) -> None:
+        self.position, self._stream, self._head = 0, stream, head
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.pread(min(READ if size < 0 else size, self._size - self.position), self.position)
+        data = self._head or self._stream.read(READ if size < 0 else size)
+        self._head = b""
         self.position += len(data)
         return data
 
@@ -125,10 +150,12 @@ class _Xz:
 
     def __init__(self, raw: _Raw) -> None:
         self._raw, self._waiting = raw, b""
-        self._decoder: lzma.LZMADecompressor | None = self._new()
+        self._decoder = self._new()
 
     @staticmethod
-    def _new() -> lzma.LZMADecompressor:
+    def _new() -> Any:
+        import lzma
+
         return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
 
     def read(self, size: int) -> bytes:
@@ -137,15 +164,15 @@ class _Xz:
                 while not (rest := self._waiting.lstrip(b"\0")) and (more := self._raw.read(READ)):
                     self._waiting = self._waiting[: len(self._waiting) % 4] + more
                 if (len(self._waiting) - len(rest)) % 4:
-                    raise lzma.LZMAError("padding of the wrong length")
+                    raise ValueError("padding of the wrong length")
                 if not rest:
                     return b""
                 self._waiting, self._decoder = rest, self._new()
             if self._decoder.needs_input and not self._waiting and not (more := self._raw.read(READ)):
-                raise lzma.LZMAError("Truncated")
+                raise ValueError("Truncated")
             if self._decoder.needs_input and not self._waiting:
                 self._waiting = more
-            data = self._decoder.decompress(self._waiting, size)
+            data: bytes = self._decoder.decompress(self._waiting, size)
             self._waiting = b""
             if self._decoder.eof:
                 self._waiting, self._decoder = self._decoder.unused_data, None

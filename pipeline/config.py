@@ -27,18 +27,32 @@ class Corpus:
     config: str | None = None  # hub: null is the only or the default one
     split: str = "train"  # hub
     revision: str | None = None  # hub: branch, tag or commit
-    format: str = "text"  # text | jsonl | parquet
+    format: str = "text"  # text | jsonl | json | csv | tsv | parquet | arrow | warc | auto (by each file's name)
     paths: list[str] = field(default_factory=list)  # files, folders, globs, https://…#sha256=…, s3://…; a named asset
     url: str | None = None  # where a single named asset can be downloaded
     sha256: str | None = None  # its checksum, required with `url`
     max_download_bytes: int = 1 << 36  # refuse to fetch a longer file by https
     allow_private_hosts: bool = False  # may https:// lead to a private network?
+    archives: bool = False  # read the members of zip and tar files
+    max_decompressed_bytes: int | None = None  # of one compressed file; null: any, unless it grows 200 times
     document: str = "file"  # text only: file | line | paragraph
-    text_column: str = "text"  # jsonl and parquet
-    encoding: str = "utf-8"  # text and jsonl
-    errors: str = "strict"  # undecodable bytes: strict | replace | skip
+    text_column: str = "text"  # of records; a dot leads into nested ones
+    template: str | None = None  # text from several columns instead: "{title}\n\n{text}"
+    metadata: list[str] = field(default_factory=list)  # columns kept beside each document, as strings
+    encoding: str = "utf-8"  # of all that is text: not of parquet and arrow
+    errors: str = "strict"  # undecodable bytes: strict (a bad row) | replace (by U+FFFD)
+    on_bad_row: str = "error"  # error | skip: count it and list it in rejects.jsonl
+    max_bad_rows: int | None = 1000  # skip: more are an error; null: any number
+    newlines: bool = False  # make \r\n and lone \r to \n
+    unicode: str = "none"  # none | NFC | NFKC
+    ftfy: bool = False  # repair mojibake; needs the extra `ftfy`
+    min_characters: int | None = None  # shorter documents are dropped
+    max_characters: int | None = None  # longer documents are dropped
+    include: str | None = None  # regular expression: a document in which it is not found is dropped
+    exclude: str | None = None  # regular expression: a document in which it is found is dropped
+    list_dropped: bool = False  # list dropped documents in rejects.jsonl too
     shard_bytes: int = 16 * MIB  # planned size of one unit of work, in input bytes
-    max_document_bytes: int = 256 * MIB  # jsonl: a longer line is an error, since it must be parsed in one
+    max_document_bytes: int = 256 * MIB  # of what must be held in one: a line of JSON, a row, a document to repair
 
 
 @dataclass
@@ -181,9 +195,11 @@ class Config:
 
 CHOICES = {
     "corpus.kind": ("files", "hub"),
-    "corpus.format": ("text", "jsonl", "parquet"),
+    "corpus.format": ("text", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "warc", "auto"),
     "corpus.document": ("file", "line", "paragraph"),
-    "corpus.errors": ("strict", "replace", "skip"),
+    "corpus.errors": ("strict", "replace"),
+    "corpus.on_bad_row": ("error", "skip"),
+    "corpus.unicode": ("none", "NFC", "NFKC"),
     "tokenizer.kind": ("bpe", "wordpiece", "unigram", "words", "chars", "bytes", "pretrained"),
     "tokenizer.order": ("appearance", "alphabetical", "frequency"),
     "tokenizer.backend": ("auto", "hf", "gigatoken", "splintr"),
@@ -208,6 +224,10 @@ RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only kee
     "corpus.shard_bytes": (1, 1 << 40),
     "corpus.max_document_bytes": (1, 1 << 30),
     "corpus.max_download_bytes": (1, 1 << 62),
+    "corpus.max_decompressed_bytes": (1, 1 << 62),
+    "corpus.max_bad_rows": (0, 1 << 62),
+    "corpus.min_characters": (0, 1 << 40),
+    "corpus.max_characters": (1, 1 << 40),
     "tokenizer.vocab_size": (1, 1 << 31),
     "tokenizer.min_frequency": (0, 1 << 62),
     "tokenizer.sample_bytes": (1, 1 << 62),
@@ -371,6 +391,8 @@ def check(config: Config) -> None:
         if value not in choices:
             close = difflib.get_close_matches(str(value), choices, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
+            if (dotted, value) == ("corpus.errors", "skip"):
+                hint = " Set corpus.on_bad_row=skip."
             raise ConfigError(f"{dotted}={value!r} is not one of {', '.join(choices)}.{hint}")
     for dotted, (low, high) in RANGES.items():
         value = get(config, dotted)
@@ -401,7 +423,7 @@ def check(config: Config) -> None:
         raise ConfigError("corpus.url needs corpus.sha256: a download is trusted by its checksum alone.")
     if config.corpus.url is not None and [Path(path).name for path in config.corpus.paths] != config.corpus.paths[:1]:
         raise ConfigError(f"corpus.paths={config.corpus.paths!r}: with corpus.url it must hold one plain file name.")
-    _check_encoding(config.corpus)
+    _check_reading(config.corpus)
     if config.tokenizer.kind == "pretrained" and not config.tokenizer.name:
         raise ConfigError("tokenizer.name is required: a Hub name, a folder, or a tokenizer.json.")
     for group, kind, name in (
@@ -458,13 +480,24 @@ def recorded(tree: Config | dict[str, Any]) -> dict[str, Any]:
     return {group: value for group, value in groups.items() if group not in ("plan", "engine", "cache", "output")}
 
 
-def _check_encoding(corpus: Corpus) -> None:
+def _check_reading(corpus: Corpus) -> None:
     try:
         "".encode(corpus.encoding)
-        name = codecs.lookup(corpus.encoding).name
+        codecs.lookup(corpus.encoding)
     except (LookupError, ValueError) as error:
         raise ConfigError(f"corpus.encoding={corpus.encoding!r} is not a text encoding that Python knows.") from error
-    if corpus.errors == "skip" and name not in ("utf-8", "utf-8-sig"):
+    for name in ("include", "exclude"):
+        try:
+            re.compile(getattr(corpus, name) or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ConfigError(f"corpus.{name} is not a regular expression: {error}.") from error
+    if (corpus.min_characters or 0) > (corpus.max_characters or 1 << 62):
         raise ConfigError(
-            f"corpus.errors=skip works in UTF-8 only, not in corpus.encoding={corpus.encoding}: set corpus.errors=replace."
+            f"corpus.min_characters={corpus.min_characters} is larger than corpus.max_characters={corpus.max_characters}."
         )
+    if taken := sorted({"text", "source", "start", "end", "ends", "first", "tokens"} & set(corpus.metadata)):
+        raise ConfigError(f"corpus.metadata={taken}: documents.arrow has a column of that name already.")
+    if len(set(corpus.metadata)) < len(corpus.metadata) or "" in corpus.metadata:
+        raise ConfigError(f"corpus.metadata={corpus.metadata}: name each column once.")
+    if corpus.metadata and corpus.format == "text":
+        raise ConfigError("corpus.metadata needs records with columns: a text file has none.")

@@ -8,17 +8,17 @@ such a text, in memory up to 16 MiB and on the disk beyond.
 """
 
 import codecs
-import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from pipeline import archives, compression
-from pipeline.batches import BLOCK
+from pipeline import archives, batches, compression
+from pipeline.compression import Stream
 from pipeline.config import Corpus
 from pipeline.errors import InputError
-from pipeline.plan import Part, file_format, is_utf8, open_file
+from pipeline.places import File, open_file, shown
+from pipeline.plan import Part, file_format, is_utf8
 
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -29,17 +29,18 @@ MARKS = {
 HEAD = 512  # bytes that tell compression and archives
 IN_MEMORY = 16 << 20  # bytes of a temporary copy
 
+Counts = Counter[str]
 Read = Callable[[int, int], tuple[bytes, bool]]
 
 
 class Opener:
-    """Opens parts one after another, holding one file at a time; parts of one archive are read in one pass."""
+    """Opens parts one after another, one file at a time; parts of one archive that follow one another in one pass."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
+        self.file: File | None = None
         self._path = ""
-        self._archive: Any = None
-        self.file: Any = None
+        self._archive: archives.Zip | archives.Tar | None = None
 
     def __enter__(self) -> "Opener":
         return self
@@ -51,44 +52,197 @@ class Opener:
         """Let go of the file."""
         if self.file is not None:
             self.file.close()
-        self._path, self._archive, self.file = "", None, None
+        self.file, self._path, self._archive = None, "", None
 
-    def open(self, part: Part) -> "Content":
-        """The content of a part. Raises OSError, or InputError where its archive or compression is not sound."""
-        if not (part.member and part.path == self._path):
+    def open(self, part: Part) -> File:
+        """Open the file that a part lies in. Raises OSError."""
+        if self.file is None or not part.member or part.path != self._path:
             self.close()
-            self._path, self.file = part.path, open_file(part.path)
+            self.file, self._path = open_file(part.path), part.path
+        return self.file
+
+    def content(self, part: Part) -> "Content":
+        """The content of the part that was opened last. Raises InputError where archive or compression are not sound."""
+        file = self.file
+        assert file is not None
         if not part.member:
-            return Content(part, self.corpus, self.file)
+            return Content(part, self.corpus, file)
         if self._archive is None:
-            self._archive = archives.open_archive(self.file, part.path, self.corpus)
+            self._archive = archives.open_archive(file, part.stat[1] or file.stat()[1], part.path, self.corpus)
+            if self._archive is None:
+                raise InputError(f"{part.path!r} is no archive any more; nothing was published from it. Run again.")
         return Content(part, self.corpus, stream=self._archive.member(part.member))
 
 
 class Content:
     """The decompressed bytes of a part."""
 
-    def __init__(self, part: Part, corpus: Corpus, file: Any = None, stream: Any = None) -> None:
+    def __init__(self, part: Part, corpus: Corpus, file: File | None = None, stream: Stream | None = None) -> None:
         self.part, self.corpus = part, corpus
         self.name = f"{part.path}!{part.member}" if part.member else part.path
         self.source, self.start = part.source, part.start
         self.format = file_format(part.member or part.path, corpus)
-        self._file, self._lines = file, None
-        self._waiting, self._first, self._over = b"", 0, False  # of a stream: what was read ahead, where it begins
-        self._stream = self._unwrapped(file, stream)
-        self.bytes = 0  # of a stream, so far
+        self.rowwise = self.format in ("parquet", "arrow")  # positions are rows, not bytes
+        self._file, self._stream = file, stream
+        self._waiting, self._first, self._over = b"", 0, False  # of a stream: read ahead, where that begins, all read?
+        self._lines: Lines | None = None
+        if not self.start:
+            self._unwrap()
 
-    def _unwrapped(self, file: Any, stream: Any) -> Any:
-        """The stream to read from; None for a plain file."""
-        if self.start:
-            return None
-        if stream is None:
-            kind = compression.kind(file.pread(HEAD, 0))
-            if kind is None:
-                return None
-            return compression.Decompressed(compression.ahead(file, self.part.end), kind, self.name, self.corpus)
-        self._waiting = stream.read(HEAD)
-        if (kind := compression.kind(self._waiting)) is None:
-            return stream
-        head, self._waiting = self._waiting, b""
-        return compression.Decompressed(compression.Joined(head, stream), kind, self.name, self.corpus)
+    def _unwrap(self) -> None:
+        head = self._head()
+        if kind := compression.kind(head):
+            stream = self._stream or compression.Ranged(self._plain, self.part.end)
+            self._stream = compression.Decompressed(stream, kind, self.name, self.corpus, self._waiting)
+            self._waiting = b""
+            if self.part.end and (again := compression.kind(head := self._head())):
+                raise InputError(f"{self.name!r} is compressed twice ({again} within {kind}): decompress it once.")
+        if found := archives.kind(head):
+            raise InputError(
+                f"{self.name!r} is an archive ({found})"
+                + (" within an archive: unpack it." if self.part.member else ": set corpus.archives=true to read its members.")
+            )
+
+    def _head(self) -> bytes:
+        if self._stream is None:
+            return self._plain.pread(min(HEAD, self.part.end), 0)
+        self._waiting = self._stream.read(HEAD)
+        return self._waiting
+
+    @property
+    def shown(self) -> str:
+        """The name as a manifest may show it."""
+        name = shown([self.part.path])[0]
+        return f"{name}!{self.part.member}" if self.part.member else name
+
+    @property
+    def _plain(self) -> File:
+        assert self._file is not None
+        return self._file
+
+    @property
+    def plain(self) -> bool:
+        """Is it a file as it lies there, in which one can jump about?"""
+        return self._stream is None
+
+    @property
+    def size(self) -> int:
+        """How many bytes were read of it; of a plain file, all of the part's."""
+        return self.part.end - self.part.start if self.plain else self._first + len(self._waiting)
+
+    def read(self, position: int, want: int) -> tuple[bytes, bool]:
+        """At most `want` bytes from `position` on, and whether they are the last ones. Positions may only grow."""
+        if self._stream is None:
+            want = min(want, self.part.end - position)
+            data = self._plain.pread(want, position)
+            if len(data) < want:
+                raise InputError(f"{self.name!r} became shorter during the run; nothing was published from it. Run again.")
+            return data, position + want == self.part.end
+        if position < self._first + len(self._waiting):
+            self._waiting = self._waiting[position - self._first :]
+        else:
+            self._waiting = b""
+        self._first = position
+        if len(self._waiting) <= want and not self._over:  # one byte more tells whether these are the last
+            missing = max(want + 1, batches.BLOCK) - len(self._waiting)
+            more = self._stream.read(missing)
+            self._over = len(more) < missing
+            self._waiting += more
+        return self._waiting[:want], self._over and len(self._waiting) <= want
+
+    def seekable(self) -> Any:
+        """A file in which one can jump about. Close it, where it is not the plain one."""
+        if self._stream is None:
+            return self._plain
+        copy = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+        data = self._waiting
+        while data:
+            copy.write(data)
+            self._first += len(data)
+            data = self._stream.read(1 << 20)
+        self._waiting = b""
+        copy.seek(0)
+        return copy
+
+    def line_and_byte(self, position: int) -> tuple[int, int]:
+        """The line of a position and the byte within that line, both from 1; reads it again, once where positions grow."""
+        if self._lines is None:
+            self._lines = Lines(self)
+        return self._lines.find(position)
+
+    def close(self) -> None:
+        """Let go of what was opened to count lines."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+    def as_text(self, counts: Counts) -> tuple[Read, int]:
+        """How to read it as UTF-8, and the position at which its text begins, behind a byte-order mark."""
+        if not is_utf8(self.corpus):
+            return self._recoded(counts), 0
+        top = self.read(0, 4)[0] if self.start == 0 else b""
+        for mark, encoding in MARKS.items():
+            if top.startswith(mark):
+                looks = f"{self.name!r} looks like {encoding.upper()} (BOM {mark.hex(' ')})"
+                raise InputError(f"{looks}: set corpus.encoding={encoding}, or save it as UTF-8.")
+        mark = codecs.BOM_UTF8 if top.startswith(codecs.BOM_UTF8) else b""
+        counts["syntax_bytes"] += len(mark)
+        counts["byte_order_marks"] += bool(mark)
+        return self.read, self.start + len(mark)
+
+    def _recoded(self, counts: Counts) -> Read:
+        corpus = self.corpus
+        decoder = codecs.getincrementaldecoder(corpus.encoding)("replace" if corpus.errors == "replace" else "strict")
+        waiting, first, at, over = b"", 0, 0, False  # UTF-8, the position of its first byte, how far the file is read
+
+        def read(position: int, want: int) -> tuple[bytes, bool]:
+            nonlocal waiting, first, at, over
+            waiting, first = waiting[position - first :], position
+            while len(waiting) <= want and not over:
+                data, over = self.read(at, batches.BLOCK)
+                held = len(decoder.getstate()[0])
+                try:
+                    text = decoder.decode(data, over)
+                except UnicodeDecodeError as error:
+                    place = at - held + error.start + 1
+                    raise InputError(
+                        f"{self.name!r} byte {place}: {error.reason} in corpus.encoding={corpus.encoding}."
+                        " Set corpus.errors=replace, or the right encoding."
+                    ) from error
+                if at == 0:
+                    text = text.removeprefix("\ufeff")
+                new = text.encode(errors="surrogatepass")
+                counts["recoded_bytes"] += len(new) - len(data)
+                waiting, at = waiting + new, at + len(data)
+            return waiting[:want], over and len(waiting) <= want
+
+        return read
+
+
+class Lines:
+    """Counts the lines of a content's text, reading it a second time from the beginning of the file."""
+
+    def __init__(self, content: Content) -> None:
+        part = content.part
+        self._opener = Opener(content.corpus)
+        whole = part if part.member else Part(part.source, part.path, 0, part.end, part.end, "", part.stat)
+        self._opener.open(whole)
+        again = self._opener.content(whole)
+        self._read: Read = again.read if is_utf8(content.corpus) else again._recoded(Counter())
+        self._line, self._start, self._at = 1, 0, 0
+
+    def find(self, position: int) -> tuple[int, int]:
+        """The line and the byte within it of a position, which may not be smaller than that of the last call's line."""
+        while self._at < position:
+            data, final = self._read(self._at, min(1 << 20, position - self._at))
+            self._line += data.count(b"\n")
+            last = data.rfind(b"\n")
+            self._start = self._at + last + 1 if last >= 0 else self._start
+            self._at += len(data)
+            if final:
+                break
+        return self._line, position - self._start + 1
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._opener.close()

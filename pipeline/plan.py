@@ -2,10 +2,11 @@
 
     corpus.paths ──find──▶ files ──cut──▶ parts (ranges on record borders) ──group──▶ shards
 
-A *part* is a range of one file: bytes for text and JSONL, rows for Parquet. A *shard* is one unit of work: as
-many parts as make `corpus.shard_bytes`. The plan depends on nothing but the content and the order of the files:
-neither workers nor times nor names. Each part carries the sha256 of what it is read from, so the digest of the
-plan is the digest of the corpus.
+A *part* is a range of one file: bytes for text and JSONL, rows for Parquet; or all of a file, where it cannot be cut:
+it is compressed, or has another format. With `corpus.archives` each member of an archive is a part and a source. A
+*shard* is one unit of work: as many parts as make `corpus.shard_bytes`. The plan depends on nothing but the content
+and the order of the files: neither workers nor times nor names. Each part carries the sha256 of what it is read from,
+so the digest of the plan is the digest of the corpus.
 
 Every byte is hashed once; a note in the cache remembers the digests of each list of files, and a file is hashed
 again only when its inode, size, mtime or ctime is another. 200 MB take 0.1 s on two cores, then a millisecond.
@@ -25,8 +26,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
-from pipeline import download, places, stores
+from pipeline import compression, download, places, stores
 from pipeline.cache import Cache
 from pipeline.config import Corpus
 from pipeline.console import progress
@@ -35,7 +37,7 @@ from pipeline.files import MANIFEST_LIMIT, SCHEMA, Stat, digest, hash_file, seal
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what a note remembers
+VERSION = 2  # of what a note remembers
 LINE = re.compile(rb"\n")
 BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 READ = 1 << 16  # bytes looked at in one go for a border
@@ -45,20 +47,30 @@ FETCHES = 8  # ranges of files in a store that are hashed side by side, or more 
 CLOCK = 2  # seconds: a file changed again within the step of the file system's clock would keep its ctime
 
 NEVER: Stat = (0, 0, 0, 0)  # equal to that of no file
-Range = tuple[int, int, int, str]  # start, end, bytes, sha256
+Range = tuple[int, int, int, str, str]  # start, end, bytes, sha256, member of an archive or ""
+FORMATS = {  # by the ending of a name, behind that of a compression
+    **dict.fromkeys(("txt", "text", "md", "markdown", "rst"), "text"),
+    **dict.fromkeys(("jsonl", "ndjson"), "jsonl"),
+    **dict.fromkeys(("parquet", "pq"), "parquet"),
+    **dict.fromkeys(("arrow", "feather", "ipc"), "arrow"),
+    **dict.fromkeys(("warc", "wet"), "warc"),
+    **{name: name for name in ("json", "csv", "tsv")},
+}
+PACKED = ("gz", "zst", "zstd", "xz", "bz2", "lz4")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A range of one source file: bytes, or rows of a Parquet file."""
+    """A range of one source: bytes, or rows of a Parquet file; all of it where it cannot be cut."""
 
     source: int  # index into Plan.sources
     path: str
     start: int
     end: int
     bytes: int  # of input, uncompressed: how much work it is
-    sha256: str  # of these bytes; for Parquet, of the file
+    sha256: str  # of these bytes; for Parquet and members of archives, of the file
     stat: Stat  # inode, size, mtime, ctime of the file when it was hashed
+    member: str = ""  # of the archive at `path`
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +93,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input file. `sha256` is the file's; where it was hashed in ranges, that of their digests."""
+    """One input file, or a member of an archive. `sha256`: the file's; where it was hashed in ranges, that of their digests."""
 
     path: str
     bytes: int
@@ -94,6 +106,7 @@ class Plan:
 
     sources: tuple[Source, ...]
     shards: tuple[Shard, ...]
+    told: tuple[str, ...] = ()  # what of the names of files the result depends on: formats told by them, a list of rejects
 
     @property
     def bytes(self) -> int:
@@ -102,8 +115,8 @@ class Plan:
 
     @property
     def sha256(self) -> str:
-        """Digest of the content: equal for equal bytes in equal order, whatever the files are called."""
-        sha = hashlib.sha256()
+        """Digest of the content: equal for equal bytes in equal order, whatever the files are called, unless that is told."""
+        sha = hashlib.sha256("".join(f"{told}\n" for told in self.told).encode(errors="surrogateescape"))
         for shard in self.shards:
             sha.update(b"shard\n")
             for part in shard.parts:
@@ -145,23 +158,26 @@ def look(corpus: Corpus, files: dict[str, Stat], cache: Cache, trust_stat: bool,
 
 def _note(corpus: Corpus, cache: Cache, files: dict[str, Stat]) -> Path:
     """Where the digests of these files are noted."""
-    settings = [VERSION, corpus.format, corpus.document, corpus.encoding, corpus.text_column, corpus.shard_bytes, corpus.sha256]
+    settings = [VERSION, corpus.format, corpus.document, corpus.encoding, corpus.shard_bytes, corpus.sha256]
+    settings += [corpus.text_column, corpus.template, corpus.metadata, corpus.archives]
     where = [path if stores.is_url(path) else os.path.abspath(path) for path in files]
     return cache.root / "sources" / f"{digest([settings, where])[:32]}.json"
 
 
 def _plan(corpus: Corpus, files: dict[str, Stat], known: dict[str, list[Range]], unsettled: set[str]) -> Plan:
-    names = places.shown(files)
-    sources = tuple(
-        Source(name, stat[1], _source_sha256(known[path], corpus))
-        for name, (path, stat) in zip(names, files.items(), strict=True)
-    )
-    parts = (
-        Part(index, path, *known_range, NEVER if path in unsettled else stat)
-        for index, (path, stat) in enumerate(files.items())
-        for known_range in known[path]
-    )
-    return Plan(sources, tuple(_group(parts, corpus.shard_bytes)))
+    sources: list[Source] = []
+    parts: list[Part] = []
+    for name, (path, stat) in zip(places.shown(files), files.items(), strict=True):
+        if not known[path][0][4]:
+            sources.append(Source(name, stat[1], _source_sha256(known[path], path, corpus)))
+        for start, end, size, sha, member in known[path]:
+            if member:
+                sources.append(Source(f"{name}!{member}", size, sha))
+            parts.append(Part(len(sources) - 1, path, start, end, size, sha, NEVER if path in unsettled else stat, member))
+    told = [source.path for source in sources] if corpus.on_bad_row == "skip" or corpus.list_dropped else []
+    if corpus.format == "auto":
+        told += [file_format(source.path, corpus) for source in sources]
+    return Plan(tuple(sources), tuple(_group(parts, corpus.shard_bytes)), tuple(told))
 
 
 # -- cut --------------------------------------------------------------------------------------------------
@@ -172,18 +188,42 @@ def is_utf8(corpus: Corpus) -> bool:
     return codecs.lookup(corpus.encoding).name in ("utf-8", "utf-8-sig")
 
 
+def file_format(name: str, corpus: Corpus) -> str:
+    """The format of a file: `corpus.format`, or with `auto` what its name says. Raises ConfigError where it says nothing."""
+    if corpus.format != "auto":
+        return corpus.format
+    endings = os.path.basename(name).lower().split(".")[1:]
+    while endings and endings[-1] in PACKED:
+        endings.pop()
+    if not endings or endings[-1] not in FORMATS:
+        raise ConfigError(
+            f"{name!r}: corpus.format=auto knows the endings {', '.join(FORMATS)}, not this one; set corpus.format=."
+        )
+    return FORMATS[endings[-1]]
+
+
+def _whole(path: str, corpus: Corpus) -> bool:
+    """Must a file be read as a whole, by one worker?"""
+    form = file_format(path, corpus)
+    if form not in ("text", "jsonl", "parquet") or (form != "parquet" and not is_utf8(corpus)):
+        return True
+    if form == "text" and corpus.document == "file":
+        return True
+    with places.open_file(path) as file:
+        return compression.kind(file.pread(16, 0)) is not None
+
+
 def _borders(path: str, size: int, corpus: Corpus) -> list[int]:
     """Where the ranges of a file that are hashed begin, and the last one ends: 0, …, size.
 
     They are the parts, on record borders; for Parquet they only share out the hashing.
     """
-    if size <= corpus.shard_bytes:
+    if size <= corpus.shard_bytes or corpus.archives or _whole(path, corpus):
         return [0, size]
-    if corpus.format == "parquet":
+    form = file_format(path, corpus)
+    if form == "parquet":
         return [*range(0, size, corpus.shard_bytes), size]
-    unit = "line" if corpus.format == "jsonl" else corpus.document
-    if unit == "file" or not is_utf8(corpus):
-        return [0, size]
+    unit = "line" if form == "jsonl" else corpus.document
     with places.open_file(path) as file:
         return [0, *_cuts(file, size, corpus.shard_bytes, LINE if unit == "line" else BLANK_LINE), size]
 
@@ -216,46 +256,50 @@ def open_parquet(file: places.File, path: str, corpus: Corpus) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from pipeline.columns import require_columns
+
     try:
         parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         schema = parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise InputError(f"{path!r} is not a readable Parquet file: {' '.join(str(error).split())}") from error
-    kinds = (pa.string(), pa.large_string(), pa.string_view())
-    strings = [
-        field.name for field in schema if (field.type.value_type if pa.types.is_dictionary(field.type) else field.type) in kinds
-    ]
-    if corpus.text_column not in schema.names:
-        hint = f" Did you mean corpus.text_column={strings[0]}?" if strings else ""
-        raise ConfigError(f"{path!r}: no column {corpus.text_column!r}; found: {', '.join(schema.names)}.{hint}")
-    if corpus.text_column not in strings:
-        raise InputError(f"{path!r}: column {corpus.text_column!r} holds {schema.field(corpus.text_column).type}, not strings.")
+    require_columns(schema, path, corpus)
     return parquet
 
 
 def _row_ranges(path: str, corpus: Corpus, sha: str) -> list[Range]:
-    """Ranges of rows, each of about `corpus.shard_bytes` of text: whole row groups, or up to SPLITS of a large one."""
+    """Ranges of rows, each of about `corpus.shard_bytes` of text: whole row groups, or up to SPLITS of a large one.
+
+    Nothing is known of the rows of a compressed file: its range is that of its bytes.
+    """
     with places.open_file(path) as file:
+        if compression.kind(file.pread(16, 0)):
+            return [(0, size := file.stat()[1], size, sha, "")]
         parquet = open_parquet(file, path, corpus)
         metadata = parquet.metadata
         names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-        column = names.index(corpus.text_column)
+        from pipeline.columns import columns
+
+        wanted = columns(corpus).text
+        own = [i for i, name in enumerate(names) if name in wanted or name.startswith(tuple(f"{one}." for one in wanted))]
         ranges: list[Range] = []
         start = end = size = 0
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
-            weight = group.column(column).total_uncompressed_size
+            weight = sum(group.column(i).total_uncompressed_size for i in own)
             if size and size + weight > corpus.shard_bytes * 5 // 4:
-                ranges.append((start, end, size, sha))
+                ranges.append((start, end, size, sha, ""))
                 start, size = end, 0
             pieces = max(1, min(SPLITS, weight // corpus.shard_bytes, group.num_rows))
             for nth in range(1, pieces):
                 cut = end + group.num_rows * nth // pieces
-                ranges.append((start, cut, weight // pieces, sha))
+                ranges.append((start, cut, weight // pieces, sha, ""))
                 start = cut
             size += weight - weight // pieces * (pieces - 1)
             end += group.num_rows
-    return [*ranges, (start, end, size, sha)]
+    return [*ranges, (start, end, size, sha, "")]
 
 
 # -- hash -------------------------------------------------------------------------------------------------
@@ -276,8 +320,8 @@ def _combined(shas: list[str]) -> str:
     return shas[0] if len(shas) == 1 else digest(shas)
 
 
-def _source_sha256(ranges: list[Range], corpus: Corpus) -> str:
-    return ranges[0][3] if corpus.format == "parquet" else _combined([sha for *_, sha in ranges])
+def _source_sha256(ranges: list[Range], path: str, corpus: Corpus) -> str:
+    return ranges[0][3] if file_format(path, corpus) == "parquet" else _combined([one[3] for one in ranges])
 
 
 def _measure(files: dict[str, Stat], corpus: Corpus, workers: int) -> dict[str, list[Range]]:
@@ -297,16 +341,31 @@ def _measure(files: dict[str, Stat], corpus: Corpus, workers: int) -> dict[str, 
     done = iter(shas)
     for path, edges in borders.items():
         own = list(itertools.islice(done, len(edges) - 1))
-        if corpus.format == "parquet":
+        if corpus.archives and (members := _members(path, files[path][1], _combined(own), corpus)) is not None:
+            measured[path] = members
+        elif file_format(path, corpus) == "parquet":
             measured[path] = _row_ranges(path, corpus, _combined(own))
         else:
-            measured[path] = [(a, b, b - a, sha) for (a, b), sha in zip(itertools.pairwise(edges), own, strict=True)]
+            measured[path] = [(a, b, b - a, sha, "") for (a, b), sha in zip(itertools.pairwise(edges), own, strict=True)]
         if places.file_stat(path) != files[path]:
             raise InputError(f"{path!r} changed while it was read; run again when it is still.")
         wanted = corpus.sha256 or download.checksum(path)
         if wanted and (sha := own[0] if len(own) == 1 else hash_file(Path(path))[1]) != wanted:
             raise IntegrityError(f"{path!r} has sha256 {sha}, not {wanted}. Remove it to have it fetched again.")
     return measured
+
+
+def _members(path: str, size: int, sha: str, corpus: Corpus) -> list[Range] | None:
+    """The members of an archive as ranges; None where it is no archive. Raises InputError where one is unsafe."""
+    from pipeline import archives
+
+    with places.open_file(path) as file:
+        if (archive := archives.open_archive(file, size, path, corpus)) is None:
+            return None
+        members = [(0, length, length, sha, name) for name, length in archive.members()]
+    if not members:
+        raise InputError(f"{path!r} is an archive without a file that could be read.")
+    return members
 
 
 def _jobs(ranges: list[tuple[str, int, int]], size: int) -> Iterator[list[tuple[str, int, int]]]:
@@ -338,23 +397,23 @@ def require_planned(file: places.File, part: Part, corpus: Corpus) -> None:
     `file` is the open file itself, not its name, under which another may lie by now. A file that only grew
     passes: the bytes of the part are what they were.
     """
-    parquet = corpus.format == "parquet"
-    sha = _parquet_sha256(file, part.path, corpus) if parquet else sha256_range(file, part.start, part.end)
+    whole = bool(part.member) or file_format(part.path, corpus) == "parquet"
+    sha = _file_sha256(file, part.path, corpus) if whole else sha256_range(file, part.start, part.end)
     if sha != part.sha256:
         raise InputError(f"{part.path!r} changed during the run; nothing was published from it. Run again.")
 
 
-_parquet_shas: dict[tuple[str, int, Stat], str] = {}
+_file_shas: dict[tuple[str, int, Stat], str] = {}
 
 
-def _parquet_sha256(file: places.File, path: str, corpus: Corpus) -> str:
-    """The digest of a whole Parquet file. Its parts share it, so it is made once per process for a state of the file."""
+def _file_sha256(file: places.File, path: str, corpus: Corpus) -> str:
+    """The digest of a whole file. Its parts share it, so it is made once per process for a state of the file."""
     stat = file.stat()
     key = (path, corpus.shard_bytes, stat)
-    if key not in _parquet_shas:
+    if key not in _file_shas:
         borders = _borders(path, stat[1], corpus)
-        _parquet_shas[key] = _combined([sha256_range(file, start, end) for start, end in itertools.pairwise(borders)])
-    return _parquet_shas[key]
+        _file_shas[key] = _combined([sha256_range(file, start, end) for start, end in itertools.pairwise(borders)])
+    return _file_shas[key]
 
 
 # -- remember ---------------------------------------------------------------------------------------------
@@ -362,7 +421,7 @@ def _parquet_sha256(file: places.File, path: str, corpus: Corpus) -> str:
 
 def _remember(cache: Cache, note: Path, measured: list[tuple[Stat, list[Range]] | None]) -> None:
     """Note the ranges of each file on a line of its own, empty where they are not to be believed yet."""
-    lines = ["" if one is None else " ".join(map(str, itertools.chain(one[0], *one[1]))) for one in measured]
+    lines = ["" if one is None else " ".join(_words(*one)) for one in measured]
     data = seal({"schema": SCHEMA, "files": lines})
     if len(data) <= MANIFEST_LIMIT:
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs the hashing
@@ -373,14 +432,24 @@ def _remember(cache: Cache, note: Path, measured: list[tuple[Stat, list[Range]] 
             os.replace(temporary, note)
 
 
+def _words(stat: Stat, ranges: list[Range]) -> Iterator[str]:
+    yield from map(str, stat)
+    for *numbers, member in ranges:
+        yield from map(str, numbers)
+        yield quote(member, errors="surrogateescape")
+
+
 def _recall(note: Path, files: dict[str, Stat]) -> dict[str, list[Range]]:
     """The ranges of the files whose stat is as it was noted."""
     known: dict[str, list[Range]] = {}
     for (path, stat), line in zip(files.items(), (unseal(note) or {"files": []})["files"], strict=False):
         fields = line.split(" ")
         if fields[:4] == [str(number) for number in stat]:
-            groups = zip(*(fields[4 + i :: 4] for i in range(4)), strict=True)
-            known[path] = [(int(start), int(end), int(size), sha) for start, end, size, sha in groups]
+            groups = zip(*(fields[4 + i :: 5] for i in range(5)), strict=True)
+            known[path] = [
+                (int(start), int(end), int(size), sha, unquote(member, errors="surrogateescape"))
+                for start, end, size, sha, member in groups
+            ]
     return known
 
 
@@ -388,11 +457,15 @@ def _recall(note: Path, files: dict[str, Stat]) -> dict[str, list[Range]]:
 
 
 def _group(parts: Iterable[Part], size: int) -> Iterator[Shard]:
-    """Consecutive parts, as many as make `size` bytes; a quarter more rather than a small rest."""
+    """Consecutive parts, as many as make `size` bytes; a quarter more rather than a small rest.
+
+    The members of one archive stay together: most can only be read from front to back.
+    """
     waiting: list[Part] = []
     index = total = 0
     for part in parts:
-        if waiting and total + part.bytes > size * 5 // 4:
+        together = bool(waiting and part.member) and part.path == waiting[-1].path
+        if waiting and not together and total + part.bytes > size * 5 // 4:
             yield Shard(index, tuple(waiting))
             waiting, total, index = [], 0, index + 1
         waiting.append(part)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import backends, console, corpus, embedding, engine, model, plan, tokenizer, vocabulary, window
+from pipeline import backends, batches, console, corpus, embedding, engine, model, plan, tokenizer, vocabulary, window
 from pipeline import config as configs
 from pipeline.arrow import numbers, read_batches, read_schema
 from pipeline.cache import Entry
@@ -203,7 +203,7 @@ def _expected(planned: plan.Plan, ready: Ready, dtype: str, kind: str) -> int:
 
 
 def _load(source: Any, shard: plan.Shard, counts: "Counter[str]", settings: configs.Corpus, rehash: bool) -> Made:
-    return corpus.SCHEMA, corpus.load(shard, settings, counts, rehash)
+    return corpus.schema(settings), corpus.load(shard, settings, counts, rehash)
 
 
 def _tokenize(
@@ -240,7 +240,7 @@ def _prove(ready: Ready, planned: plan.Plan, settings: configs.Corpus) -> tokeni
     for shard in shards:
         first = next(iter(corpus.load(shard, settings, Counter())), None)
         if first is not None:
-            pieces.append(corpus.head(first["text"], PROOF_BYTES // len(shards)))
+            pieces.append(batches.head(first["text"], PROOF_BYTES // len(shards)))
     if not pieces:
         return tokenizer.Proof(0, 0, 0, 0.0)
     return tokenizer.prove(ready.entry.folder, ready.backend, ready.special, pa.concat_arrays(pieces))

@@ -32,7 +32,7 @@ import pyarrow as pa
 from pipeline import backends, cuts, pretrained, training
 from pipeline import config as configs
 from pipeline.arrow import adjoin, flags, flat_list, joined, narrowest, numbers, row_offsets, strings, text_bytes
-from pipeline.corpus import ORIGIN
+from pipeline.batches import ORIGIN
 from pipeline.errors import InputError, PipelineError, TokenizerError
 from pipeline.literals import Literals
 from pipeline.pretrained import SLOW, Frame, SlowCore

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.arrow import adjoin, flags, flat_list, list_values, narrowest, numbers
+from pipeline.batches import ORIGIN
 from pipeline.config import Vocabulary
-from pipeline.corpus import ORIGIN
 from pipeline.errors import ConfigError, InputError
 
 VERSION = 1

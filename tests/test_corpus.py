@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import corpus, places, plan
+from pipeline import batches, corpus, places, plan
 from pipeline.cache import Cache
 from pipeline.config import Config, Corpus, check
 from pipeline.errors import ConfigError, InputError
@@ -48,9 +48,9 @@ def documents(settings: Corpus, tmp_path: Path, counts: Counter[str] | None = No
         first: tuple[int, ...] = ()
         for batch in corpus.load(shard, settings, counts):
             batch.validate(full=True)
-            assert batch.schema == corpus.SCHEMA and len(batch)
+            assert batch.schema == batches.SCHEMA and len(batch)
             rows = batch.to_pydict()
-            assert sum(len(text.encode()) for text in rows["text"]) <= corpus.BLOCK
+            assert sum(len(text.encode()) for text in rows["text"]) <= batches.BLOCK
             assert all(rows["ends"]) or len(batch) == 1
             for text, source, start, end, ends in zip(*rows.values(), strict=True):
                 assert text
@@ -60,8 +60,9 @@ def documents(settings: Corpus, tmp_path: Path, counts: Counter[str] | None = No
                     found.append((b"".join(pieces), *first, end))
                     pieces, first = [], ()
         assert not pieces
-    dropped = counts["dropped_blank_bytes"] + counts["dropped_undecodable_bytes"]
-    assert counts["bytes"] + counts["recoded_bytes"] == counts["text_bytes"] + dropped + counts["syntax_bytes"]
+    dropped = sum(count for name, count in counts.items() if name.startswith("dropped_") and name.endswith("_bytes"))
+    grown = counts["recoded_bytes"] + counts["added_bytes"] + counts["repaired_bytes"]
+    assert counts["bytes"] + grown == counts["text_bytes"] + dropped + counts["syntax_bytes"]
     assert counts["documents"] == len(found)
     assert counts["text_bytes"] == sum(len(text) for text, *_ in found)
     return found
@@ -140,7 +141,7 @@ def test_any_piece_size_and_any_shard_size_give_the_documents_of_the_reference(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(batches, "BLOCK", block)
     monkeypatch.setattr(plan, "READ", 3)
     data = text.encode()
     body = data.removeprefix(b"\xef\xbb\xbf")
@@ -161,7 +162,7 @@ def test_json_lines_of_any_piece_and_shard_size_give_their_texts(
     rows: list[str], block: int, shard_bytes: int, ascii: bool, end: str, file: Callable[[bytes], str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(batches, "BLOCK", block)
     data = "".join(json.dumps({"id": i, "text": row}, ensure_ascii=ascii) + end for i, row in enumerate(rows)).encode()
     settings = Corpus(format="jsonl", paths=[file(data)], shard_bytes=shard_bytes)
     found = documents(settings, tmp_path)
@@ -178,7 +179,7 @@ def test_json_lines_of_any_piece_and_shard_size_give_their_texts(
 def test_parquet_of_any_row_group_piece_and_shard_size_gives_its_rows(
     rows: list[str], block: int, shard_bytes: int, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(batches, "BLOCK", block)
     path = tmp_path / "input.parquet"
     pq.write_table(pa.table({"id": range(len(rows)), "text": pa.array(rows, pa.string())}), path, row_group_size=group)
     found = documents(Corpus(format="parquet", paths=[str(path)], shard_bytes=shard_bytes), tmp_path)
@@ -190,7 +191,7 @@ def test_parquet_of_any_row_group_piece_and_shard_size_gives_its_rows(
 def test_replacing_in_pieces_equals_replacing_in_the_whole(
     data: bytes, block: int, file: Callable[[bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(batches, "BLOCK", block)
     data = b"x" + data
     found = documents(Corpus(paths=[file(data)], errors="replace"), tmp_path)
     assert [one[0].decode() for one in found] == [data.decode(errors="replace")]
@@ -198,12 +199,14 @@ def test_replacing_in_pieces_equals_replacing_in_the_whole(
 
 @QUICK
 @given(
-    data=st.binary(max_size=200), form=st.sampled_from(["text", "jsonl"]), errors=st.sampled_from(["strict", "replace", "skip"])
+    data=st.binary(max_size=200),
+    form=st.sampled_from(["text", "jsonl"]),
+    errors=st.sampled_from([{}, {"errors": "replace"}, {"on_bad_row": "skip"}]),
 )
 def test_any_bytes_end_in_documents_or_in_an_error_of_ours(
-    data: bytes, form: str, errors: str, file: Callable[[bytes], str], tmp_path: Path
+    data: bytes, form: str, errors: dict[str, str], file: Callable[[bytes], str], tmp_path: Path
 ) -> None:
-    settings = Corpus(format=form, paths=[file(data)], errors=errors, document="line")
+    settings = Corpus(format=form, paths=[file(data)], document="line", **errors)
     try:
         documents(settings, tmp_path)
     except (InputError, ConfigError) as error:
@@ -231,7 +234,7 @@ def test_a_line_of_a_form_feed_is_no_blank_line_between_paragraphs(file: Callabl
 def test_white_space_longer_than_a_block_is_dropped_alone_and_kept_before_text(
     unit: str, file: Callable[[bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", 8)
+    monkeypatch.setattr(batches, "BLOCK", 8)
     assert texts(Corpus(paths=[file(b" " * 50)], document=unit), tmp_path) == []
     assert texts(Corpus(paths=[file(b" " * 50 + b"a" * 50)], document=unit), tmp_path) == [" " * 50 + "a" * 50]
     with pytest.raises(InputError, match=r"longer than corpus\.max_document_bytes=20"):
@@ -249,11 +252,11 @@ def test_a_byte_order_mark_is_stripped_once_and_counted(file: Callable[[bytes], 
 def test_a_document_longer_than_a_batch_comes_in_rows_cut_between_characters(
     file: Callable[[bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", 16)
+    monkeypatch.setattr(batches, "BLOCK", 16)
     settings = Corpus(format="jsonl", paths=[file(json.dumps({"text": "€" * 12}).encode() + b'\n{"text":"b"}')])
-    batches = list(corpus.load(planned(settings, tmp_path).shards[0], settings, Counter()))
-    assert [len(batch["text"][0].as_py()) for batch in batches] == [5, 5, 2, 1]
-    assert [batch["ends"].to_pylist() for batch in batches] == [[False], [False], [True], [True]]
+    loaded = list(corpus.load(planned(settings, tmp_path).shards[0], settings, Counter()))
+    assert [len(batch["text"][0].as_py()) for batch in loaded] == [5, 5, 2, 1]
+    assert [batch["ends"].to_pylist() for batch in loaded] == [[False], [False], [True], [True]]
 
 
 # -- what is wrong with an input --------------------------------------------------------------------------
@@ -264,7 +267,7 @@ def test_a_document_longer_than_a_batch_comes_in_rows_cut_between_characters(
     [
         (
             b"good\nab\xffcd\nrest\n",
-            "line 2, byte 3: 0xff is not UTF-8. Set corpus.errors=replace or skip, or corpus.encoding=.",
+            "line 2, byte 3: 0xff is not UTF-8. Set corpus.errors=replace, corpus.on_bad_row=skip, or corpus.encoding=.",
         ),
         (b"good\nab\xe2\x82", "line 2, byte 3: 0xe2 is not UTF-8"),
         (b"\xff\xfea\0", "looks like UTF-16 (BOM ff fe): set corpus.encoding=utf-16"),
@@ -283,11 +286,13 @@ def test_bytes_that_are_not_utf8_are_named_with_file_line_and_byte(
 def test_a_bad_byte_deep_in_a_giant_document_is_found_at_its_place(
     file: Callable[[bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", 8)
+    monkeypatch.setattr(batches, "BLOCK", 8)
     path = file(b"x\n" + b"y" * 50 + b"\xff" + b"z" * 50)
-    for errors, advice in (("strict", "replace or skip"), ("skip", "cannot be skipped")):
-        with pytest.raises(InputError, match=f"line 2, byte 51: 0xff is not UTF-8.*{advice}"):
-            documents(Corpus(paths=[path], document="line", errors=errors), tmp_path)
+    for on_bad_row in ("error", "skip"):
+        with pytest.raises(
+            InputError, match=r"line 2, byte 51: 0xff is not UTF-8.*cannot be skipped: set corpus\.errors=replace"
+        ):
+            documents(Corpus(paths=[path], document="line", on_bad_row=on_bad_row), tmp_path)
 
 
 def test_replace_and_skip_keep_every_other_row_and_count_the_bad_one(
@@ -298,7 +303,7 @@ def test_replace_and_skip_keep_every_other_row_and_count_the_bad_one(
     assert texts(Corpus(paths=[path], document="line", errors="replace"), tmp_path, counts) == ["one", "tw\ufffdo", "three"]
     assert counts["replaced_documents"] == 1
     counts = Counter()
-    assert texts(Corpus(paths=[path], document="line", errors="skip"), tmp_path, counts) == ["one", "three"]
+    assert texts(Corpus(paths=[path], document="line", on_bad_row="skip"), tmp_path, counts) == ["one", "three"]
     assert (counts["dropped_undecodable_documents"], counts["dropped_undecodable_bytes"]) == (1, 4)
     assert "1 documents from byte or row 0 on are not UTF-8 and were skipped" in caplog.text
 
@@ -306,7 +311,7 @@ def test_replace_and_skip_keep_every_other_row_and_count_the_bad_one(
 def test_other_encodings_are_read_where_they_are_named(
     file: Callable[[bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", 7)
+    monkeypatch.setattr(batches, "BLOCK", 7)
     text = "naïve €😀\r\nzweite Zeile\r\n\r\nend"
     for encoding in ("utf-16", "utf-16-be", "utf-32", "UTF_8"):
         settings = Corpus(paths=[file(text.encode(encoding))], document="line", encoding=encoding)
@@ -372,7 +377,11 @@ def test_a_corpus_without_a_document_is_an_error_with_its_reasons(tmp_path: Path
         (b'{"text":NaN}', InputError, "line 2: column 'text' holds NaN, not a string"),
         (b'{"text":{"a":"b"}}', InputError, "line 2: column 'text' holds an object, not a string"),
         (b'{"text":"b","text":"c"}', InputError, "line 2: column 'text' is given 2 times"),
-        (b'{"text":"\\ud800"}', InputError, "line 2: column 'text' holds a lone surrogate. Set corpus.errors=replace or skip"),
+        (
+            b'{"text":"\\ud800"}',
+            InputError,
+            "line 2: column 'text' holds a lone surrogate. Set corpus.errors=replace, corpus.on_bad_row=skip",
+        ),
         (b'{"text":"a\xff"}', InputError, "line 2, byte 11: 0xff is not UTF-8"),
         (b'{"id":"\xff","text":"a"}', InputError, "line 2, byte 8: 0xff is not UTF-8"),
         (b'{"text":"a\tb"}', InputError, "line 2: invalid JSON (col 11)"),
@@ -398,7 +407,7 @@ def test_lone_surrogates_are_replaced_or_skipped_where_asked(file: Callable[[byt
     path = file(b'{"text":"a"}\n{"text":"b\\ud800"}\n{"text":"c\xff"}\n{"text":"\\ud83d\\ude00"}\n')
     assert texts(Corpus(format="jsonl", paths=[path], errors="replace"), tmp_path) == ["a", "b\ufffd", "c\ufffd", "😀"]
     counts: Counter[str] = Counter()
-    assert texts(Corpus(format="jsonl", paths=[path], errors="skip"), tmp_path, counts) == ["a", "😀"]
+    assert texts(Corpus(format="jsonl", paths=[path], on_bad_row="skip"), tmp_path, counts) == ["a", "😀"]
     assert counts["dropped_undecodable_documents"] == 2
 
 
@@ -417,8 +426,8 @@ def test_a_json_line_over_the_limit_is_named(
 ) -> None:
     path = file(b'{"text":"a"}\n{"text":"' + b"b" * 200 + b'"}\n')
     settings = Corpus(format="jsonl", paths=[path], max_document_bytes=100)
-    for block in (corpus.BLOCK, 16):
-        monkeypatch.setattr(corpus, "BLOCK", block)
+    for block in (batches.BLOCK, 16):
+        monkeypatch.setattr(batches, "BLOCK", block)
         with pytest.raises(InputError, match=r"in line 2 is longer than corpus\.max_document_bytes=100"):
             documents(settings, tmp_path)
     assert len(texts(Corpus(format="jsonl", paths=[path], max_document_bytes=211), tmp_path)) == 2
@@ -445,7 +454,7 @@ def test_parquet_columns_that_cannot_serve_are_refused(tmp_path: Path) -> None:
     refused(pa.table({"text": bad}), InputError, "row 1, byte 2: 0xff in 'text' is not UTF-8")
     pq.write_table(pa.table({"text": bad}), path)
     assert texts(Corpus(format="parquet", paths=[str(path)], errors="replace"), tmp_path) == ["a", "b\ufffd"]
-    assert texts(Corpus(format="parquet", paths=[str(path)], errors="skip"), tmp_path) == ["a"]
+    assert texts(Corpus(format="parquet", paths=[str(path)], on_bad_row="skip"), tmp_path) == ["a"]
     path.write_bytes(gzip.compress(b"PAR1"))
     with pytest.raises(InputError, match="not a readable Parquet file"):
         documents(settings, tmp_path)
@@ -473,7 +482,7 @@ def test_damaged_parquet_pages_are_an_error_and_no_crash(tmp_path: Path) -> None
 @pytest.mark.parametrize("form", ["file", "line", "paragraph", "jsonl"])
 @pytest.mark.parametrize("space", [" \t", "\n"], ids=repr)
 def test_a_long_document_is_cut_before_words(form: str, space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", 32)
+    monkeypatch.setattr(batches, "BLOCK", 32)
     words = [f"word{i}" for i in range(100)]
     text = (" " if form == "line" else space).join(words)
     path = tmp_path / "long"
@@ -530,29 +539,29 @@ def test_a_source_changed_between_plan_and_load_is_refused(
 def test_a_source_changed_while_it_is_read_is_refused(
     change: Callable[[Path, bytes], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", 16)
+    monkeypatch.setattr(batches, "BLOCK", 16)
     path = tmp_path / "source"
     path.write_bytes(b"a" * 100)
     settings = Corpus(paths=[str(path)])
-    batches = corpus.load(planned(settings, tmp_path).shards[0], settings, Counter())
-    next(batches)
+    loaded = corpus.load(planned(settings, tmp_path).shards[0], settings, Counter())
+    next(loaded)
     change(path, b"b" * 100)
     with pytest.raises(InputError, match="changed during the run"):
-        list(batches)
+        list(loaded)
 
 
 @pytest.mark.row("A21")
 def test_a_source_that_shrinks_or_goes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "BLOCK", 16)
+    monkeypatch.setattr(batches, "BLOCK", 16)
     path = tmp_path / "source"
     path.write_bytes(b"a" * 100)
     settings = Corpus(paths=[str(path)])
     shard = planned(settings, tmp_path).shards[0]
-    batches = corpus.load(shard, settings, Counter())
-    next(batches)
+    loaded = corpus.load(shard, settings, Counter())
+    next(loaded)
     os.truncate(path, 20)
     with pytest.raises(InputError, match="became shorter during the run"):
-        list(batches)
+        list(loaded)
     path.unlink()
     with pytest.raises(InputError, match="is gone since the run began"):
         list(corpus.load(shard, settings, Counter()))
@@ -597,7 +606,7 @@ def test_several_documents_stops_at_the_second(file: Callable[[bytes], str], tmp
 )
 def test_head_gives_about_so_many_bytes_cut_between_characters(limit: int, expected: list[str]) -> None:
     text = pa.array(["skipped", "ab", "€", "c"]).slice(1)
-    assert [row for row in corpus.head(text, limit).to_pylist() if row] == expected
+    assert [row for row in batches.head(text, limit).to_pylist() if row] == expected
 
 
 def test_encodings_are_checked_before_anything_is_read() -> None:
@@ -615,7 +624,7 @@ def test_loading_never_imports_pandas(tmp_path: Path) -> None:
 import sys
 from collections import Counter
 from pathlib import Path
-from pipeline import corpus, plan
+from pipeline import batches, corpus, plan
 from pipeline.cache import Cache
 from pipeline.config import Corpus
 for form in ("text", "jsonl", "parquet"):

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import composed
-from pipeline import backends, corpus, embedding, plan, stream, tokenizer, training, window
+from pipeline import backends, batches, embedding, plan, stream, tokenizer, training, window
 from pipeline import config as configs
 from pipeline.errors import PipelineError
 from pipeline.run import Outcome, run
@@ -395,7 +395,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """As they are, or so small that every document is read, tokenized and cut in many pieces."""
     if request.param == "tiny blocks":
         sizes = {
-            corpus: {"BLOCK": 40, "NEAR": 9},
+            batches: {"BLOCK": 40, "NEAR": 9},
             plan: {"READ": 5},
             training: {"PASSAGE": 80},
             tokenizer: {"LONG": 48},

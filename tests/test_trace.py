@@ -141,7 +141,7 @@ def test_the_thread_holds_in_every_mode(at, options):
 
 
 def test_a_document_in_several_pieces_is_traced_by_reading_no_more_than_pieces_of_it(at, monkeypatch):
-    monkeypatch.setattr("pipeline.corpus.BLOCK", 1 << 12)
+    monkeypatch.setattr("pipeline.batches.BLOCK", 1 << 12)
     monkeypatch.setattr("pipeline.tokenizer.LONG", 1 << 10)
     text = " ".join(f"word{i} föö" for i in range(3000))
     (at / "in.txt").write_text(text)
