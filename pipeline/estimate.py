@@ -30,10 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import config as configs
 from pipeline import (
+    batches,
     console,
-    corpus,
     embedding,
     engine,
     files,
@@ -47,6 +46,7 @@ from pipeline import (
     vocabulary,
     window,
 )
+from pipeline import config as configs
 from pipeline.arrow import joined
 from pipeline.cache import Cache, Entry
 from pipeline.errors import InputError
@@ -423,8 +423,8 @@ class _Look:
         """The entries of the run: what is there, and what each holds or will hold."""
         config, grown = self.config, ready.size / max(1, ready.tok.size)
         width = vocabulary.dtype(config.vocabulary, ready.size).itemsize
-        batches = self.shards * FILE + (self.shards + counts.text.value // corpus.BLOCK) * BATCH
-        rows = counts.documents.times(ROW, batches)
+        blocks = self.shards * FILE + (self.shards + counts.text.value // batches.BLOCK) * BATCH
+        rows = counts.documents.times(ROW, blocks)
         tokens = counts.ids.times(width)
         dictionary = self.shards * (ready.tok.vocab.nbytes * grown + FILE)
         around = math.ceil(counts.bytes.value / window.SHARD) * FILE + math.ceil(counts.bytes.value / window.BATCH / 2) * BATCH
