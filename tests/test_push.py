@@ -147,6 +147,12 @@ def test_what_is_pushed_is_the_dataset_and_opens_again_and_the_same_again_commit
         path.write_bytes(data)
     assert len(open_dataset("pulled", verify="full")) == len(open_dataset(folder))
 
+    import datasets
+
+    (Path("pulled") / "state.json").unlink()  # for which it would refuse a folder, but not what lies on the Hub
+    read = datasets.load_dataset(str(Path("pulled").absolute()), cache_dir="cache")
+    assert read["train"]["input_ids"][:] == open_dataset(folder).batch(range(len(read["train"])))["input_ids"].tolist()
+
     hub.asked.clear()
     assert push(hub, "user/name", "--public").returncode == 0
     assert not [path for _, path in hub.asked if path.startswith("/lfs/") or "/commit/" in path]
