@@ -23,7 +23,7 @@ from pipeline.arrow import flags, list_values, read_batches, string_bytes, to_nu
 from pipeline.errors import ConfigError
 from pipeline.output import in_order
 from pipeline.phase import file_name
-from pipeline.trace import Finished
+from pipeline.trace import Finished, told_rows
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -101,7 +101,7 @@ def draw_document(dataset: Finished, document: int, width: int) -> "Text":
     first, tokens = (int(dataset.documents[name][document]) for name in ("first", "tokens"))
     rows = window.rows_at(dataset.window, dataset.documents["tokens"], first, first + tokens) if tokens else range(0)
     out = Text().append(f"document {document:,} of {count:,}: {console.printable(dataset.where(document))}\n", "bold")
-    out.append(f"{console.counted(tokens, 'ID')} at stream positions {first:,} to {first + tokens:,}, {_rows(rows)}\n\n")
+    out.append(f"{console.counted(tokens, 'ID')} at stream positions {first:,} to {first + tokens:,}, in {told_rows(rows)}\n\n")
     text, ids = b"", []
     for _, batch in dataset.read(range(document, document + 1)):
         text += bytes(string_bytes(batch["text"])[0][:MOST])
@@ -197,12 +197,6 @@ def _cell(column: pa.Array, row: int, width: int) -> str:
         text = f"{len(values):,}: {words}"
     text = console.printable(text)
     return text if len(text) <= width else text[: max(1, width - 1)] + "…"
-
-
-def _rows(rows: range) -> str:
-    if not rows:
-        return "in no row"
-    return f"row {rows[0]:,}" if len(rows) == 1 else f"rows {rows[0]:,} to {rows[-1]:,}"
 
 
 def _columns(dataset: Finished, lines: dict[str, list[Any]], width: int) -> "Text":

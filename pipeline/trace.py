@@ -18,7 +18,7 @@ import difflib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,7 +64,7 @@ class Place:
     end: int
     text: Span | None  # None for all of it
     positions: Span  # in the stream
-    rows: range  # that hold all of it; where none does, those that hold a part
+    rows: Sequence[int]  # that hold all of it; where none does, those that hold a part
 
 
 class Finished:
@@ -78,6 +78,9 @@ class Finished:
                 f"{str(folder)!r} is not a finished dataset of this pipeline: it has no manifest.json that is whole."
             )
         self.manifest = manifest
+        if manifest.get("splits"):
+            inside = ", ".join(repr(str(folder / split)) for split in manifest["splits"])
+            raise ConfigError(f"{str(folder)!r} holds splits, each a dataset of its own: name one of {inside}.")
         self.rows = int(manifest["rows"])
         self.window: configs.Window = self._settings(configs.Window)
         self.corpus: configs.Corpus = self._settings(configs.Corpus)
@@ -205,21 +208,22 @@ class Finished:
         """The error for a file that no longer holds what was prepared."""
         return IntegrityError(f"{self.where(document)}: the file no longer holds document {document}; it has changed since.")
 
-    def read(self, documents: range) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
-        """Documents from their files, in order: the number of the document of each row, int64 `[rows]`, and the rows.
+    def read(self, documents: Sequence[int]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+        """Documents from their files, in the order of these: the number of each row's document, int64 `[rows]`, and the rows.
 
         The rows are those of the stage `load`: a long document comes in several. Raises IntegrityError where a file
         does not hold them any more.
         """
-        start, end, source = (self.documents[name] for name in ("start", "end", "source"))
-        own, before = slice(documents.start + 1, documents.stop), slice(documents.start, documents.stop - 1)
-        gaps = start[own] - end[before]
-        apart = (source[own] != source[before]) | (gaps < 0) | (gaps > GAP)
-        edges = [documents.start, *(np.flatnonzero(apart) + documents.start + 1).tolist(), documents.stop]
-        for begin, run in itertools.pairwise(edges) if documents else ():
+        chosen = np.asarray(documents, np.int64)
+        chosen = chosen[np.lexsort((self.documents["start"][chosen], self.documents["source"][chosen]))]
+        start, end, source = (self.documents[name][chosen] for name in ("start", "end", "source"))
+        anywhere = plan.is_utf8(self.corpus) or self.corpus.format == "parquet"  # can a file be read from anywhere?
+        apart = (source[1:] != source[:-1]) | (anywhere & (start[1:] - end[:-1] > GAP))
+        edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(chosen)]
+        for begin, run in itertools.pairwise(edges) if len(chosen) else ():
             path = self.locate(int(source[begin]))
             stat = places.file_stat(path)
-            low, high = (int(start[begin]), int(end[run - 1])) if plan.is_utf8(self.corpus) else (0, stat[1])
+            low, high = (int(start[begin]), int(end[run - 1])) if anywhere else (0, stat[1])
             part = plan.Part(int(source[begin]), path, low, high, high - low, "", stat)
             whole = 0
             for batch in corpus.load(plan.Shard(0, (part,)), self.corpus, Counter()):
@@ -229,12 +233,12 @@ class Finished:
                 if len(known):
                     rows = batch if len(known) == len(batch) else batch.take(numbers(known))
                     whole += int(flags(rows["ends"]).sum())
-                    yield number[known], rows
+                    yield chosen[number[known]], rows
             if whole != run - begin:
-                raise self.changed(begin)
+                raise self.changed(int(chosen[begin]))
 
-    def tokens(self, documents: range) -> Iterator[tuple[int, bytes, np.ndarray, np.ndarray]]:
-        """Documents tokenized again: (document, some of its text, the IDs of that text, their edges), in order.
+    def tokens(self, documents: Sequence[int]) -> Iterator[tuple[int, bytes, np.ndarray, np.ndarray]]:
+        """Documents tokenized again: (document, some of its text, the IDs of that text, their edges), as `read` gives them.
 
         IDs are uint32 `[n]`; edges are int64 `[n, 2]`, the bytes in which each token lies, counted from the beginning
         of that piece of text. Nothing where a tokenizer cannot tell.
@@ -295,11 +299,10 @@ def trace(dataset: Finished, row: int) -> list[Piece]:
     text: dict[int, Span] = {}
     words = dict.fromkeys(wanted, b"")
     current, count, at = -1, 0, 0  # of the document: itself, IDs and bytes that came before
-    documents = range(min(wanted), max(wanted) + 1) if wanted else range(0)
-    for document, data, tokens, edges in dataset.tokens(documents):
+    for document, data, tokens, edges in dataset.tokens(list(wanted)):
         if document != current:
             current, count, at = document, int(begin), 0
-        low, high = (min(max(0, place - count), len(tokens)) for place in wanted.get(document, (0, 0)))
+        low, high = (min(max(0, place - count), len(tokens)) for place in wanted[document])
         if low < high:
             left, right = int(edges[low:high, 0].min()), int(edges[low:high, 1].max())
             text[document] = (text.get(document, (at + left, 0))[0], at + right)
@@ -448,13 +451,19 @@ def _place(dataset: Finished, document: int, span: Span | None) -> Place:
     )
 
 
+def told_rows(rows: Sequence[int]) -> str:
+    """Numbers of rows in words."""
+    if len(rows) < 2 or isinstance(rows, range):
+        return "no row" if not rows else f"row {rows[0]:,}" if len(rows) == 1 else f"rows {rows[0]:,} to {rows[-1]:,}"
+    return f"rows {', '.join(f'{row:,}' for row in rows[:8])}" + (f" and {len(rows) - 8:,} more" if len(rows) > 8 else "")
+
+
 def told(dataset: Finished, found: Piece | Place) -> str:
     """A piece or a place in words."""
     lines = [f"document {found.document:,}: {dataset.where(found.document)}"]
     if isinstance(found, Place):
         part = f"bytes {found.text[0]:,} to {found.text[1]:,} of its text, " if found.text else ""
-        rows = found.rows
-        inside = "no row" if not rows else f"row {rows[0]:,}" if len(rows) == 1 else f"rows {rows[0]:,} to {rows[-1]:,}"
+        inside = told_rows(found.rows)
         lines.append(f"  {part}stream positions {found.positions[0]:,} to {found.positions[1]:,}, in {inside}")
         return "\n".join(lines)
     if not found.ids:
