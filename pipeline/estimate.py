@@ -139,7 +139,8 @@ def estimate(config: configs.Config, seed: int = 0) -> Estimate:
     config = replace(config, corpus=hub.resolve(config.corpus)[0])
     cache = Cache(Path(config.cache.dir).absolute(), "none")
     found = places.find(config.corpus)
-    planned = plan.look(config.corpus, found, cache, config.cache.trust_stat, engine.cores(), HASHED)
+    most = 1 << 62 if config.corpus.archives else HASHED  # what an archive holds only a plan says
+    planned = plan.look(config.corpus, found, cache, config.cache.trust_stat, engine.cores(), most)
     with tempfile.TemporaryDirectory(prefix="pipeline-plan-") as scratch:
         return _Look(config, seed, cache, found, planned, Path(scratch)).estimate()
 

@@ -202,13 +202,16 @@ def file_format(name: str, corpus: Corpus) -> str:
     return FORMATS[endings[-1]]
 
 
-def _whole(path: str, corpus: Corpus) -> bool:
+def whole(path: str, corpus: Corpus) -> bool:
     """Must a file be read as a whole, by one worker?"""
     form = file_format(path, corpus)
     if form not in ("text", "jsonl", "parquet") or (form != "parquet" and not is_utf8(corpus)):
         return True
-    if form == "text" and corpus.document == "file":
-        return True
+    return (form == "text" and corpus.document == "file") or packed(path)
+
+
+def packed(path: str) -> bool:
+    """Is a file compressed?"""
     with places.open_file(path) as file:
         return compression.kind(file.pread(16, 0)) is not None
 
@@ -218,7 +221,7 @@ def _borders(path: str, size: int, corpus: Corpus) -> list[int]:
 
     They are the parts, on record borders; for Parquet they only share out the hashing.
     """
-    if size <= corpus.shard_bytes or corpus.archives or _whole(path, corpus):
+    if size <= corpus.shard_bytes or corpus.archives or whole(path, corpus):
         return [0, size]
     form = file_format(path, corpus)
     if form == "parquet":

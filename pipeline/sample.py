@@ -9,8 +9,8 @@ counts as its length says, and no single one can spoil the estimate:
     blocks         [##]                 [##]               [##]
 
 The text of a document between two places is what lies between the first border of words behind each, so neighbouring
-blocks would share out the text without seams. What can only be read as a whole (a row group of Parquet, text in another
-encoding than UTF-8) is, and a block is a share of its text.
+blocks would share out the text without seams. What can only be read as a whole (a row group of Parquet, a compressed
+file) is, and a block is a share of its text.
 
 **The estimate** of a total Y from blocks with sizes x and counts y is by ratio: X Σy / Σx, with the variance
 X² (1 - f) s² / (n x̄²), s² that of y - (Σy / Σx) x over the blocks, f the part of the corpus that was read. Cochran,
@@ -28,8 +28,9 @@ from functools import partial
 
 import numpy as np
 
-from pipeline import corpus, places, plan, stores
+from pipeline import cleaning, corpus, places, plan, stores
 from pipeline.arrow import flags, string_bytes, to_numpy
+from pipeline.columns import columns
 from pipeline.config import Corpus
 from pipeline.files import Stat
 
@@ -38,7 +39,8 @@ REACH = 1 << 20  # bytes in which the border of a line or paragraph is looked fo
 GROUPS = 16  # parts that are read as a whole, where there are more
 HEAD = 1 << 28  # bytes of text of one that are read at most
 FETCHES = 32  # blocks of files in a store that are read side by side
-SEEKABLE = ("text", "jsonl")  # formats that can be read from anywhere, in UTF-8
+SEEKABLE = ("text", "jsonl", "parquet")  # formats that can be read from anywhere, where nothing is wrapped around them
+LOOKED = 1000  # files whose heads are looked at
 NEAR = 1 << 10  # bytes in which a border of words is looked for
 NORMAL = 1.959964  # 97.5 % of the normal distribution lie below
 WORD = re.compile(rb"(?=[ \t\n][^ \t-\r])|(?<=\n)(?=[^ \t-\r])")
@@ -130,10 +132,10 @@ class Frame:
 
 
 def frame(settings: Corpus, files: dict[str, Stat], planned: plan.Plan | None = None) -> Frame:
-    """What there is to draw from: sizes and metadata alone are read."""
-    if settings.format == "parquet":
-        return Frame(tuple(unit for path, stat in files.items() for unit in _row_groups(settings, path, stat)))
-    if settings.format in SEEKABLE and plan.is_utf8(settings):
+    """What there is to draw from: sizes, metadata and the heads of files alone are read."""
+    if anywhere(settings, list(files)):
+        if settings.format == "parquet":
+            return Frame(tuple(unit for path, stat in files.items() for unit in _row_groups(settings, path, stat)))
         return Frame(tuple(Unit(path, stat[1]) for path, stat in files.items() if stat[1]))
     if planned is not None:
         parts = [part for shard in planned.shards for part in shard.parts]
@@ -142,16 +144,26 @@ def frame(settings: Corpus, files: dict[str, Stat], planned: plan.Plan | None = 
     return Frame(tuple(Unit(part.path, part.bytes, part) for part in parts if part.bytes))
 
 
+def anywhere(settings: Corpus, paths: Sequence[str]) -> bool:
+    """May these files be read from anywhere, a record or a row group at a time? Of very many some are looked at."""
+    if settings.format not in SEEKABLE or settings.archives or cleaning.asked(settings):
+        return False
+    if settings.format != "parquet" and not plan.is_utf8(settings):
+        return False
+    return not any(plan.packed(path) for path in paths[:: max(1, len(paths) // LOOKED)])
+
+
 def _row_groups(settings: Corpus, path: str, stat: Stat) -> Iterator[Unit]:
     with places.open_file(path) as file:
         metadata = plan.open_parquet(file, path, settings).metadata
-    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    column, first = names.index(settings.text_column), 0
+    names, wanted = [metadata.schema.column(i).path for i in range(metadata.num_columns)], columns(settings).text
+    own, first = [i for i, name in enumerate(names) if name in wanted or name.startswith(tuple(f"{w}." for w in wanted))], 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        size = max(1, group.column(column).total_uncompressed_size - 4 * group.num_rows)  # 4 bytes of length a value
+        size = sum(group.column(i).total_uncompressed_size - 4 * group.num_rows for i in own)  # 4 bytes of length a value
         if group.num_rows:
-            yield Unit(path, size, plan.Part(0, path, first, first + group.num_rows, size, "", stat))
+            part = plan.Part(0, path, first, first + group.num_rows, max(1, size), "", stat)
+            yield Unit(path, part.bytes, part)
         first += group.num_rows
 
 

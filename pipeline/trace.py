@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import backends, corpus, files, hub, places, plan, stores, tokenizer, window
+from pipeline import backends, corpus, files, hub, places, plan, sample, stores, tokenizer, window
 from pipeline import config as configs
 from pipeline.arrow import adjoin, flags, numbers, read_batches, string_bytes, to_numpy
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
@@ -190,18 +190,24 @@ class Finished:
     def where(self, document: int) -> str:
         """A document's place in its file, in words."""
         start, end = (int(self.documents[name][document]) for name in ("start", "end"))
-        return f"{self.path(document)!r} {'rows' if self.corpus.format == 'parquet' else 'bytes'} {start:,} to {end:,}"
+        return f"{self.path(document)!r} {self.unit(document)} {start:,} to {end:,}"
+
+    def unit(self, document: int) -> str:
+        """What its place in the file counts: in what was compressed, or in another encoding, bytes of the text itself."""
+        return "rows" if plan.file_format(self.path(document), self.corpus) in corpus.TABLES else "bytes"
 
     # -- text and tokens of documents
 
-    def locate(self, source: int) -> str:
-        """Where an input file lies today. Raises ConfigError where it is gone."""
+    def locate(self, source: int) -> tuple[str, str]:
+        """Where an input lies today: a file, and its member where it is an archive. Raises ConfigError where it is gone."""
         name = str(self.manifest["sources"][source]["path"])
         if stores.is_url(name):
-            return hub.cached(name) or name
-        for place in (Path(name).expanduser(), *(place / name for place in places.data_dirs())):
-            if place.is_file():
-                return str(place)
+            return hub.cached(name) or name, ""
+        archive, _, member = name.partition("!") if self.corpus.archives else (name, "", "")
+        for file, inside in ((name, ""), (archive, member)):
+            for place in (Path(file).expanduser(), *(place / file for place in places.data_dirs())):
+                if place.is_file():
+                    return str(place), inside
         raise ConfigError(f"the input file {name!r} is gone, or lies elsewhere: call this in the folder of the run.")
 
     def changed(self, document: int) -> IntegrityError:
@@ -217,14 +223,14 @@ class Finished:
         chosen = np.asarray(documents, np.int64)
         chosen = chosen[np.lexsort((self.documents["start"][chosen], self.documents["source"][chosen]))]
         start, end, source = (self.documents[name][chosen] for name in ("start", "end", "source"))
-        anywhere = plan.is_utf8(self.corpus) or self.corpus.format == "parquet"  # can a file be read from anywhere?
-        apart = (source[1:] != source[:-1]) | (anywhere & (start[1:] - end[:-1] > GAP))
+        apart = (source[1:] != source[:-1]) | (start[1:] - end[:-1] > GAP)
         edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(chosen)]
         for begin, run in itertools.pairwise(edges) if len(chosen) else ():
-            path = self.locate(int(source[begin]))
+            path, member = self.locate(int(source[begin]))
             stat = places.file_stat(path)
+            anywhere = not member and sample.anywhere(self.corpus, [path])
             low, high = (int(start[begin]), int(end[run - 1])) if anywhere else (0, stat[1])
-            part = plan.Part(int(source[begin]), path, low, high, high - low, "", stat)
+            part = plan.Part(int(source[begin]), path, low, high, high - low, "", stat, member)
             whole = 0
             for batch in corpus.load(plan.Shard(0, (part,)), self.corpus, Counter()):
                 at = to_numpy(batch["start"])
@@ -270,10 +276,11 @@ class Finished:
 
     def in_file(self, document: int, text: Span, words: bytes) -> Span | None:
         """Where in its file a range of a document's text stands as it is; None where it does not."""
-        if self.corpus.format != "text" or not plan.is_utf8(self.corpus):
+        path, member = self.locate(int(self.documents["source"][document]))
+        if self.corpus.format != "text" or member or not sample.anywhere(self.corpus, [path]):
             return None
         start = int(self.documents["start"][document]) + text[0]
-        with places.open_file(self.locate(int(self.documents["source"][document]))) as file:
+        with places.open_file(path) as file:
             return (start, start + len(words)) if file.pread(len(words), start) == words else None
 
 
@@ -393,7 +400,7 @@ def find_file(dataset: Finished, path: str, at: int | None = None) -> Iterator[P
     if not len(here):
         raise ConfigError(f"{path!r}: {at} lies in no document, but in a line's end, a mark, or what was dropped.")
     inside = at - int(columns["start"][here[0]])
-    with places.open_file(dataset.locate(chosen[0])) as file:
+    with places.open_file(dataset.locate(chosen[0])[0]) as file:
         same = dataset.in_file(int(here[0]), (inside, inside + 1), file.pread(1, at))
     yield _place(dataset, int(here[0]), (inside, inside + 1) if same else None)
 

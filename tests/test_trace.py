@@ -1,6 +1,10 @@
 """The thread, against a naive reference: read the file, tokenize the whole document, compare."""
 
+import csv
+import gzip
 import json
+import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +119,34 @@ def test_where_the_file_holds_other_bytes_the_range_within_the_text_is_given_alo
         dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.encoding=utf-16", "corpus.document=line")
     require_thread(dataset, texts, exact=False)
     assert all(piece.file is None for row in range(dataset.rows) for piece in trace.trace(dataset, row))
+
+
+@pytest.mark.parametrize("kind", ["gz", "zip", "csv", "repaired", "auto"])
+def test_the_thread_leads_through_compression_archives_columns_and_repairs(at, kind):
+    texts, options = [line.strip() for line in LINES * 2], ["corpus=text", "corpus.document=line"]
+    data = "\n".join(texts).encode()
+    if kind == "gz":
+        (at / "in.txt.gz").write_bytes(gzip.compress(data))
+    elif kind == "zip":
+        with zipfile.ZipFile(at / "in.zip", "w") as archive:
+            archive.writestr("a.txt", "\n".join(texts[:4]))
+            archive.writestr("b.txt", "\n".join(texts[4:]))
+        options.append("corpus.archives=true")
+    elif kind == "csv":
+        with open(at / "in.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
+        options = ["corpus=text", "corpus.format=csv"]
+    elif kind == "repaired":
+        (at / "in.txt").write_bytes(data)
+        texts = [unicodedata.normalize("NFKC", text) for text in texts]
+        options.append("corpus.unicode=NFKC")
+    else:
+        (at / "in.txt").write_bytes(data)
+        options.append("corpus.format=auto")
+    (name,) = (path.name for path in at.iterdir())
+    dataset = prepared(f"corpus.paths=[{name}]", *options)
+    require_thread(dataset, texts, exact=False)
+    assert [place.document for place in trace.find(dataset, "ferry")] == [1, 6]
 
 
 @pytest.mark.parametrize(
