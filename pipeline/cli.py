@@ -379,6 +379,26 @@ def _sum(total: int, counts: dict[str, int], parts: dict[str, str]) -> str:
     return f"{total:,} = " + " + ".join(f"{counts[part]:,} {said}" for part, said in parts.items() if counts.get(part))
 
 
+def _report(jobs: list[Job]) -> None:
+    """`sweep.html` in the folder that holds the jobs, where they lie in one and none of them did without a page."""
+    folders = {job.outcome.folder.parent for job in jobs if job.outcome is not None}
+    from pipeline import output
+    from pipeline.temporary import run_name
+
+    whole = all((job.outcome.folder / output.REPORT).exists() for job in jobs if job.outcome is not None)
+    if len(folders) != 1 or not whole:
+        return
+    from pipeline import report
+
+    told = [(job.name or "", job.outcome and job.outcome.folder, str(job.error or "")) for job in jobs]
+    try:
+        report.write_sweep(folder := folders.pop(), told, run_name(0))
+    except Interrupted:
+        raise
+    except Exception as error:
+        log.warning("%s: the datasets are whole, but the page could not be made: %s", folder / output.SWEEP, error)
+
+
 def _compare(jobs: list[Job]) -> None:
     """One table over the jobs of a sweep, and the folder that holds them."""
     rows: list[list[Any]] = []
@@ -394,4 +414,5 @@ def _compare(jobs: list[Job]) -> None:
     console.table(["job", "rows", "targets", "tail", "kept", "seconds", "outcome"], rows)
     done = {str(job.outcome.folder.parent) for job in jobs if job.outcome is not None}
     if done:
+        _report(jobs)
         console.say(done.pop() if len(done) == 1 else os.path.commonpath([os.path.abspath(folder) for folder in done]))

@@ -173,6 +173,7 @@ class Output:
     """Where the finished dataset goes."""
 
     dir: str | None = None  # null: outputs/<name>
+    report: bool = True  # write report.html beside the dataset, for a person
 
 
 @dataclass

@@ -6,7 +6,7 @@
       state.json dataset_info.json   what `datasets.load_from_disk` looks for
       tokenizer/ vocabulary.json embeddings.safetensors README.md
       manifest.json             configuration, keys, ledger, hashes, versions: equal for equal bytes
-      run.json                  what differs between equal runs: times, engine, workers, host
+      run.json report.html      what differs between equal runs: times, engine, workers, host; and a page for a person
 
 A folder is built beside its place and swapped in by one rename. Only a folder that holds a manifest of ours is
 ever replaced.
@@ -32,6 +32,9 @@ RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
 _serial = itertools.count()
 WORKSHOP = ".tmp"  # beside the dataset: where it is built
+REPORT = "report.html"
+UNLISTED = ("run.json", REPORT)  # beside the manifest: what differs between equal runs
+SWEEP = "sweep.html"  # beside the jobs of a sweep
 STAGES = ("load", "tokenizer", "tokenize", "encode", "window", "embed")
 
 
@@ -54,7 +57,7 @@ def require_ours(folder: Path) -> None:
     except OSError as error:
         raise from_os_error(error, folder) from error
     if folder.is_dir() and not folder.is_symlink():
-        inside = {p.name for p in folder.iterdir()} - {WORKSHOP}
+        inside = {p.name for p in folder.iterdir()} - {WORKSHOP, SWEEP}
         if not inside or files.unseal(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
             _require_writable(folder)
             return
@@ -272,7 +275,7 @@ def _carry(old: Path, new: Path) -> None:
         return
     ours = {Path(name).parts[0] for name in (files.unseal(old / "manifest.json") or {"files": {}})["files"]}
     for path in old.iterdir():
-        if path.name in ours or path.name in ("manifest.json", "run.json", WORKSHOP) or os.path.lexists(new / path.name):
+        if path.name in ours or path.name in ("manifest.json", *UNLISTED, WORKSHOP) or os.path.lexists(new / path.name):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
@@ -311,11 +314,16 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def write_run(folder: Path, record: Json, run: str) -> None:
-    """`run.json`: what differs between two runs with equal bytes. Replaced atomically, promised to nobody."""
+    """`run.json`: what differs between two runs with equal bytes. Promised to nobody."""
+    write_text(folder, "run.json", _json(record).decode(), run)
+
+
+def write_text(folder: Path, name: str, text: str, run: str) -> None:
+    """A file beside the dataset that its manifest does not list, replaced atomically."""
     try:
         with _workshop(folder, run) as place:
             _make(place)
-            (place / "run.json").write_bytes(_json(record))
-            os.replace(place / "run.json", folder / "run.json")
+            (place / name).write_text(text, "utf-8")
+            os.replace(place / name, folder / name)
     except OSError as error:
-        raise from_os_error(error, folder / "run.json") from error
+        raise from_os_error(error, folder / name) from error

@@ -10,6 +10,7 @@ in `phase.py`, and what it does in its own module.
 import datetime
 import json
 import logging
+import os
 import platform
 import socket
 import time
@@ -36,6 +37,7 @@ from pipeline import (
 from pipeline import config as configs
 from pipeline.arrow import read_schema
 from pipeline.cache import Cache
+from pipeline.errors import Interrupted
 from pipeline.files import Json
 from pipeline.phase import Line, Report
 
@@ -102,7 +104,22 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
         "platform": platform.platform(),
     }
     output.write_run(folder, record, cache.run)
+    if config.output.report and (published or not os.path.lexists(folder / output.REPORT)):
+        _report(folder, cache.run)
+        outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def _report(folder: Path, run: str) -> None:
+    """The page about the dataset. It is whole without one, so what goes wrong here is a warning."""
+    from pipeline import report
+
+    try:
+        report.write(folder, run)
+    except Interrupted:
+        raise
+    except Exception as error:
+        log.warning("%s: the dataset is whole, but its page could not be made: %s", folder / output.REPORT, error)
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""The verbs beside the pipeline, one family: `pipeline-tools show | trace | why | diff | doctor | cache …`.
+"""The verbs beside the pipeline, one family: `pipeline-tools show | report | trace | why | diff | doctor | cache …`.
 
 `python -m pipeline.tools` is the same; `python -m scripts.show` and `python -m scripts.cache` are doors to two of them.
 A verb is the function of the same name in the module of the same name (`cache.py` for those of the cache).
@@ -56,6 +56,8 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
     what.add_argument("--token", help="a token by its string or its ID: where it stands")
     what.add_argument("--stage", help="the first rows of load, tokenize, encode, window or embed, from the cache")
     _add_cache(shown)
+    made = add("report", _report, "write report.html, the page of a dataset, and sweep.html where jobs of a sweep lie in it")
+    made.add_argument("dataset", type=Path)
     traced = add("trace", _trace, "from a row or a training step to file and bytes, or from a phrase or a file to the rows")
     traced.add_argument("dataset", type=Path)
     what = traced.add_mutually_exclusive_group(required=True)
@@ -115,6 +117,13 @@ def _show(options: argparse.Namespace) -> None:
     from pipeline.show import show
 
     console.draw(show(options.dataset, options.row, options.document, options.token, options.stage, cache_dir=options.dir))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from pipeline.report import report
+
+    for path in report(options.dataset):
+        console.say(console.printable(str(path)))
 
 
 def _trace(options: argparse.Namespace) -> None:

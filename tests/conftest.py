@@ -24,10 +24,10 @@ def assets() -> Path:
 
 
 def composed(*overrides: str) -> configs.Config:
-    """The configuration that these command-line overrides make."""
+    """The configuration that these command-line overrides make, without a page: it costs more than a small run."""
     ConfigStore.instance().store(name="schema", node=configs.Config)
     with initialize_config_dir(version_base="1.3", config_dir=str(configs.conf_dir())):
-        config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
+        config = OmegaConf.to_object(compose("config", overrides=["output.report=false", *overrides]))
     assert isinstance(config, configs.Config)
     return config
 

@@ -55,7 +55,7 @@ FILL = 'mount -t tmpfs -o size=64k none /tmp && dd if=/dev/zero of=/tmp/full bs=
 
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file of a dataset but the record of the run."""
-    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "run.json"]
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("run.json", "report.html")]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 

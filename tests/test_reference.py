@@ -436,7 +436,7 @@ def test_many_random_runs_of_pretrained_tokenizers_give_what_the_naive_line_give
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.json"]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in ("run.json", "report.html")]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

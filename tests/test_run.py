@@ -40,7 +40,7 @@ def table(folder: Path) -> pa.Table:
 
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file of a dataset but the record of the run."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "run.json"]
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("run.json", "report.html")]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -107,10 +107,10 @@ def test_the_ledger_balances_from_text_to_targets(texts):
 
 def test_a_second_run_computes_nothing_and_touches_nothing(at):
     first = ran(*SMALL)
-    before = {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.name != "run.json"}
+    before = {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.name not in ("run.json", "report.html")}
     second = ran(*SMALL)
     assert set(states(second).values()) == {"cached"} and not second.published
-    assert {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.name != "run.json"} == before
+    assert {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.name not in ("run.json", "report.html")} == before
     assert second.ledger == first.ledger
 
 

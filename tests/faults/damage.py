@@ -21,7 +21,7 @@ def artifacts(at: Path) -> list[Path]:
     """Every file that a manifest answers for, and every manifest."""
     places = [at / CACHE / stage for stage in (*LINE, "tokenizer")]
     found = [p for place in (*places, at / DATASET) for p in sorted(place.rglob("*")) if p.is_file()]
-    return [p for p in found if p.name not in ("run.json", "notes.txt")]
+    return [p for p in found if p.name not in ("run.json", "report.html", "notes.txt")]
 
 
 def damages(data: bytes, flips: int, cuts: int | None, draw: random.Random) -> Iterator[tuple[str, bytes]]:

@@ -148,7 +148,7 @@ def clone(template: Path, at: Path) -> None:
 
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file of a dataset but the record of the run."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "run.json"]
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("run.json", "report.html")]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 

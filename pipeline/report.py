@@ -1,0 +1,521 @@
+"""The page of a finished dataset, `report.html`, and that of a sweep, `sweep.html`: what came out, for a person.
+
+    manifest.json, run.json ─┐
+    documents.arrow          ├─▶ measure ─▶ facts ─▶ pages/report.html ─▶ report.html
+    a bounded part of the rows┘
+
+`facts` is a dict of numbers and strings; the template draws it. One file comes out, which loads nothing: its style and its
+script stand in it, and a policy in its head forbids any other. All text is escaped by the template, after control
+characters were made visible. Like `run.json` the page tells times, so it differs between equal runs; the manifest
+does not list it.
+
+What it costs is bounded: the rows of at most `MOST_IDS` IDs are counted, spread evenly over the dataset, `MOST_POINTS`
+vectors are projected, and the lengths of documents are read a batch at a time.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import backends, charts, cli, console, embedding, model, output
+from pipeline import config as configs
+from pipeline.arrow import flags, list_values, read_batches, to_numpy
+from pipeline.files import Json, unseal
+from pipeline.show import SPACES
+from pipeline.temporary import run_name
+from pipeline.trace import Finished
+
+MOST_IDS = 1 << 23  # counted for the use of the vocabulary
+MOST_WORDS = 1 << 16  # IDs read as text for tokens per word
+MOST_POINTS = 300  # vectors projected
+MOST_NORMS = 4096  # vectors measured
+MOST_LENGTH = 1 << 20  # documents of more tokens count as of so many
+MOST_DOCUMENTS = 1 << 20  # with more, the drawn windows do not say where they came from
+SHOWN = 48  # tokens of a drawn window
+SOURCES = 20
+HUES = 24  # colours of tokens
+UNRECORDED = ("engine", "cache", "output")  # groups that change no byte
+
+
+class Trusted(Finished):
+    """A dataset whose files were hashed a moment ago by the run that wrote or found them."""
+
+    def file(self, name: str) -> Path:
+        """The path of a file, not hashed again."""
+        return self.folder / name
+
+
+def write(folder: Path, run: str) -> None:
+    """Put the page of a dataset that was just finished beside it, atomically. `run` names the run's workshop."""
+    output.write_text(folder, output.REPORT, page(Trusted(folder)), run)
+
+
+def write_sweep(folder: Path, jobs: Iterable[tuple[str, Path | None, str]], run: str) -> None:
+    """Put the page that compares the jobs of a sweep into the folder that holds them; see `sweep_page`."""
+    output.write_text(folder, output.SWEEP, sweep_page(folder.name, jobs), run)
+
+
+def report(folder: Path) -> list[Path]:
+    """Write the pages of a folder by hand: of the dataset in it, and of the jobs of a sweep in it.
+
+    Returns their paths. Raises ConfigError where there is neither, IntegrityError where a file is damaged.
+    """
+    written = []
+    jobs = sorted(path.parent for path in folder.glob("*/manifest.json") if unseal(path) is not None)
+    for place in ([folder] if (folder / "manifest.json").exists() or not jobs else []) + jobs:
+        output.write_text(place, output.REPORT, page(Finished(place)), run_name(0))
+        written.append(place / output.REPORT)
+    if jobs:
+        write_sweep(folder, [(job.name, job, "") for job in jobs], run_name(0))
+        written.append(folder / output.SWEEP)
+    return written
+
+
+def page(dataset: Finished) -> str:
+    """The page of a dataset as HTML."""
+    return render("report.html", measure(dataset))
+
+
+# -- the template -----------------------------------------------------------------------------------------------
+
+
+def render(template: str, facts: Json) -> str:
+    """A page: the template filled with facts, whose strings hold no control characters and no secrets afterwards."""
+    style, script = (_text(name) for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    from markupsafe import Markup
+
+    return str(
+        _environment().get_template(template).render(_clean(facts), style=Markup(style), script=Markup(script), digest=digest)
+    )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent / "pages"),
+    )
+    made.filters |= {"size": console.size, "number": lambda value: f"{value:,}", "hue": lambda i: i * 7 % HUES}
+    return made
+
+
+def _text(name: str) -> str:
+    return (Path(__file__).parent / "pages" / name).read_text("utf-8")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return console.printable(configs.redacted(value))
+    if isinstance(value, dict):
+        return {_clean(key): _clean(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(inner) for inner in value]
+    return value
+
+
+# -- the facts of a dataset -------------------------------------------------------------------------------------
+
+
+def measure(dataset: Finished) -> Json:
+    """All that the page of a dataset tells."""
+    manifest, record = dataset.manifest, _record(dataset.folder)
+    ledger = manifest["ledger"]
+    use, words = _use(dataset)
+    text, tokens = ledger["load"].get("text_bytes", 0), ledger["encode"]["tokens"]
+    return {
+        "name": manifest["name"],
+        "folder": dataset.folder.name,
+        "rows": dataset.rows,
+        "mode": dataset.window.mode,
+        "context_length": dataset.window.context_length,
+        "stride": dataset.window.stride or dataset.window.context_length,
+        "shift": manifest["shift"],
+        "ledger": [line.strip() for line in cli.ledger_lines(ledger)],
+        "documents": ledger["load"].get("documents", 0),
+        "text_bytes": text,
+        "tokens": tokens,
+        "targets": ledger["window"].get("targets", ledger["window"].get("kept", 0)),
+        "flow": flow(ledger),
+        "windows": _windows(dataset),
+        "lengths": _lengths(dataset),
+        "per_byte": tokens / text if text else None,
+        "per_word": words,
+        "use": use,
+        "unknown": ledger["encode"].get("unknown", 0),
+        "embedding": _embedding(dataset, use["frequent"]),
+        "stages": _stages(record, text),
+        "record": {name: record.get(name) for name in ("started", "seconds", "cores", "host", "python", "platform")},
+        "disk": sum(note["bytes"] for note in manifest["files"].values()),
+        "config": _flat(manifest["config"]),
+        "keys": output.in_order(manifest["keys"]),
+        "versions": _flat(manifest["versions"]),
+        "origin": _flat({"tokenizer": manifest["tokenizer"], "embedding": manifest["embedding"] or {}}),
+        "sources": manifest["sources"][:SOURCES],
+        "more_sources": max(0, len(manifest["sources"]) - SOURCES),
+        "command": command(manifest["config"]),
+    }
+
+
+def _record(folder: Path) -> Json:
+    """What `run.json` says; nothing where it is missing or damaged."""
+    try:
+        record = json.loads((folder / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _flat(tree: Json, dotted: str = "") -> list[tuple[str, str]]:
+    """Dotted names and their values, as JSON writes them."""
+    found = []
+    for name, value in sorted(tree.items()):
+        path = f"{dotted}.{name}".lstrip(".")
+        found += _flat(value, path) if isinstance(value, dict) and value else [(path, json.dumps(value, ensure_ascii=False))]
+    return found
+
+
+def flow(ledger: Json) -> list[Json]:
+    """The balance as bars, one below the other, each the sum of its parts: what goes on, what is added, what is lost.
+
+    A part is `(name, count, fate)`, with fate `on`, `added` or `lost`; parts of 0 are left out. The part that goes on is
+    the whole of the next bar.
+    """
+    load, encode, window = (ledger.get(stage, {}) for stage in ("load", "encode", "window"))
+    blank = [(f"{kind} bytes dropped", load.get(f"dropped_{kind}_bytes", 0), "lost") for kind in ("blank", "undecodable")]
+    dropped = [
+        (f"{name.removeprefix('dropped_').removesuffix('_documents')} (dropped)", count, "lost")
+        for name, count in sorted(load.items())
+        if name.startswith("dropped_") and name.endswith("_documents")
+    ]
+    lost = ("first", "tail", "gap", "truncated")
+    used = [(said, window.get(part, 0), "lost" if part in lost else "on") for part, said in cli.USED.items()]
+    filled = [
+        (said, window.get(part, 0), "on" if part in ("targets", "kept") else "added") for part, said in cli.FILLED.items()
+    ]
+    bars = [
+        ("Text", "bytes", [("bytes of text", load.get("text_bytes", 0), "on"), *blank]),
+        ("Documents", "", [("kept", load.get("documents", 0), "on"), *dropped]),
+        ("Token IDs", "", [("tokens", encode.get("tokens", 0), "on"), *((said, encode.get(part, 0), "added")
+                           for part, said in cli.ADDED.items() if part != "tokens")]),
+        ("Use of the IDs", "", used),
+        ("Slots of the rows", "", filled),
+    ]  # fmt: skip
+    made = []
+    for title, unit, parts in bars:
+        kept = [{"name": name, "count": count, "fate": fate} for name, count, fate in parts if count]
+        kept.sort(key=lambda part: ("on", "added", "lost").index(part["fate"]))
+        if total := sum(part["count"] for part in kept):
+            made.append({"title": title, "unit": unit, "total": total, "parts": kept})
+    return made
+
+
+def _windows(dataset: Finished) -> list[Json]:
+    """The first row, one in the middle, the last."""
+    drawn = []
+    placed = dataset.manifest["ledger"]["load"].get("documents", 0) <= MOST_DOCUMENTS
+    for index in sorted({0, dataset.rows // 2, dataset.rows - 1}) if dataset.rows else []:
+        row = dataset.row(index)
+        inputs, targets = row["input_ids"], row.get("target_ids")
+        shift = len(inputs) - len(targets) if targets is not None else 0
+        first, where = None, []
+        if placed:
+            first, stop = dataset.span(index)
+            where = [dataset.where(document) for document in dataset.between(first, stop)[:3]]
+        begin = max(0, len(inputs) - SHOWN) if shift else 0  # the one target of a prefix stands at its end
+        cells = []
+        for i in range(begin, min(len(inputs), begin + SHOWN)):
+            target = targets[i - shift] if targets is not None and i >= shift else None
+            cells.append({"input": _token(dataset, inputs[i]), "target": None if target is None else _token(dataset, target)})
+        drawn.append(
+            {
+                "row": index,
+                "first": first,
+                "where": where,
+                "cells": cells,
+                "begin": begin,
+                "more": len(inputs) - len(cells),
+                "targets": targets is not None,
+            }
+        )
+    return drawn
+
+
+def _token(dataset: Finished, i: int) -> Json:
+    return {"id": i, "text": dataset.vocabulary.get(i, f"[{i}]").translate(SPACES)}
+
+
+def _ids(dataset: Finished) -> Iterator[np.ndarray]:
+    """The IDs of a bounded part of the rows, padding left out: whole batches, spread evenly."""
+    slots = dataset.manifest["ledger"]["window"]["slots"]
+    every, number = max(1, -(-slots // MOST_IDS)), 0
+    for name in sorted(name for name in dataset.manifest["files"] if name.startswith("data-")):
+        for batch in read_batches(dataset.file(name)):
+            if number % every == 0:
+                rows = batch["input_ids"]
+                ids = to_numpy(rows.flatten()) if not hasattr(rows, "offsets") else list_values(rows)[0]
+                if "attention_mask" in batch.schema.names:
+                    mask = batch["attention_mask"]
+                    kept = mask.flatten() if not hasattr(mask, "offsets") else mask.values
+                    ids = ids[_mask(kept)]
+                yield ids[:MOST_IDS]
+            number += 1
+
+
+def _mask(values: Any) -> np.ndarray:
+    import pyarrow as pa
+
+    return flags(values) if pa.types.is_boolean(values.type) else to_numpy(values).astype(bool)
+
+
+def _use(dataset: Finished) -> tuple[Json, Json | None]:
+    """How often each token stands in the rows, and how many tokens a word takes."""
+    size = max(dataset.vocabulary, default=-1) + 1
+    counts, words = np.zeros(size, np.int64), None
+    for ids in _ids(dataset):
+        counts += np.bincount(ids, minlength=size)
+        if words is None and len(ids):
+            words = _per_word(dataset, ids[:MOST_WORDS].tolist())
+    seen = int(np.count_nonzero(counts))
+    order = np.argsort(-counts, kind="stable")[: max(seen, 1)]
+    ranks = np.unique(np.geomspace(1, max(seen, 1), 150).astype(np.int64))
+    pieces = np.array_split(counts > 0, min(64, max(1, size)))
+    begins = np.cumsum([0, *map(len, pieces)]).tolist()
+    shares = [100 * float(piece.mean()) if len(piece) else 0.0 for piece in pieces]
+    return {
+        "size": size,
+        "seen": seen,
+        "counted": int(counts.sum()),
+        "slots": dataset.manifest["ledger"]["window"]["slots"],
+        "rank": charts.curve(ranks.tolist(), np.maximum(counts[order][ranks - 1], 1).tolist()),
+        "by_id": charts.bars(
+            [charts.short(begin) for begin in begins[:-1]],
+            shares,
+            [f"IDs {a:,} to {b - 1:,}: {share:.1f} % used" for a, b, share in zip(begins, begins[1:], shares, strict=False)],
+        ),
+        "frequent": [{**_token(dataset, i), "count": int(counts[i])} for i in order[:MOST_POINTS].tolist() if counts[i]],
+    }, words
+
+
+def _per_word(dataset: Finished, ids: list[int]) -> Json | None:
+    """Tokens for a word, a run of letters and digits, in some text."""
+    tokens = [dataset.vocabulary.get(i, "") for i in ids]
+    known = set(dataset.vocabulary.values())
+    letters = backends.byte_letters()
+    if known.issuperset(letters):
+        numbers = {letter: value for value, letter in enumerate(letters)}
+        text = bytes(numbers[c] for c in "".join(tokens) if c in numbers).decode(errors="replace")
+    elif any(token.startswith("##") for token in known):
+        text = " ".join(tokens).replace(" ##", "")
+    elif dataset.manifest["config"]["tokenizer"]["kind"] == "words":
+        text = " ".join(tokens)
+    else:
+        text = "".join(tokens).replace("▁", " ")
+    words = len(re.findall(r"\w+", text))
+    return {"ratio": len(ids) / words, "tokens": len(ids), "words": words} if words else None
+
+
+def _lengths(dataset: Finished) -> Json | None:
+    """The lengths of the documents in tokens: bins that double, and what a person asks of them."""
+    counts = np.zeros(1, np.int64)
+    for batch in read_batches(dataset.file("documents.arrow")):
+        more = np.bincount(np.minimum(to_numpy(batch["tokens"]), MOST_LENGTH))
+        counts, more = (counts, more) if len(counts) >= len(more) else (more, counts)
+        counts[: len(more)] += more
+    total = int(counts.sum())
+    if not total:
+        return None
+    reached = np.cumsum(counts)
+    edges = [0, *(1 << i for i in range((len(counts) - 1).bit_length() + 1))]
+    bins = [(a, b, int(counts[a:b].sum())) for a, b in itertools.pairwise(edges)]
+    while len(bins) > 1 and not bins[0][2]:
+        bins.pop(0)
+    said = [f"{a:,}" if b - a == 1 else f"{a:,} to {b - 1:,}" for a, b, _ in bins]
+    return {
+        "count": total,
+        "quantiles": [
+            (name, int(np.searchsorted(reached, max(1, total * share))))
+            for name, share in (("shortest", 0), ("a tenth up to", 0.1), ("half up to", 0.5), ("nine tenths up to", 0.9),
+                                ("longest", 1))
+        ],
+        "chart": charts.bars(
+            [charts.short(a) for a, _, _ in bins],
+            [count for _, _, count in bins],
+            [f"{name} tokens: {console.counted(count, 'document')}" for name, (_, _, count) in zip(said, bins, strict=True)],
+        ),
+    }  # fmt: skip
+
+
+def _embedding(dataset: Finished, frequent: list[Json]) -> Json | None:
+    """Norms of a part of the token vectors, and the most frequent tokens in the plane of their two widest directions."""
+    if embedding_file(dataset) is None:
+        return None
+    table = embedding.load(dataset.file("embeddings.safetensors"))[model.TOKENS]
+    rows = np.array(table[:: max(1, len(table) // MOST_NORMS)][:MOST_NORMS], np.float32)
+    norms = np.linalg.norm(rows, axis=1)
+    low, high = float(norms.min()), float(norms.max())
+    bins, edges = np.histogram(norms, 24, (low, high if high > low else low + 1))
+    ids = [token["id"] for token in frequent if token["id"] < len(table)]
+    vectors = np.array(table[ids], np.float64)
+    return {
+        "shape": list(table.shape),
+        "kind": dataset.manifest["config"]["embedding"]["kind"],
+        "measured": len(rows),
+        "mean": float(norms.mean()),
+        "norms": charts.bars(
+            [f"{edge:.3g}" for edge in edges[:-1]],
+            bins.tolist(),
+            [f"{a:.4g} to {b:.4g}: {console.counted(n, 'vector')}"
+             for a, b, n in zip(edges, edges[1:], bins.tolist(), strict=False)],
+        ),
+        **_plane(vectors, frequent),
+    }  # fmt: skip
+
+
+def embedding_file(dataset: Finished) -> Json | None:
+    """The note of the tables, where the dataset has any."""
+    note: Json | None = dataset.manifest["files"].get("embeddings.safetensors")
+    return note
+
+
+def _plane(vectors: np.ndarray, frequent: list[Json]) -> Json:
+    """Principal components: the projection, and the share of the variance in it.
+
+    With X the centred vectors [n, D] and XXᵀ = UΛUᵀ, their places on the two widest directions are the first columns
+    of U√Λ; the n × n matrix is small, however wide the vectors are.
+    """
+    if len(vectors) < 3:
+        return {"plane": None, "variance": 0.0}
+    centred = vectors - vectors.mean(0)
+    values, columns = np.linalg.eigh(centred @ centred.T)
+    widest = np.maximum(values[::-1][:2], 0)
+    places = columns[:, ::-1][:, :2] * np.sqrt(widest)
+    places *= np.where(places[np.abs(places).argmax(0), [0, 1]] < 0, -1, 1)  # a direction has no sign of its own
+    total = float(np.maximum(values, 0).sum())
+    titles = [f"{token['text']}  ID {token['id']:,}, {token['count']:,} times" for token in frequent[: len(places)]]
+    return {
+        "plane": charts.cloud(places, titles, [token["id"] for token in frequent[: len(places)]]),
+        "variance": 100 * float(widest.sum()) / total if total else 0.0,
+    }
+
+
+def _stages(record: Json, text: int) -> list[Json]:
+    stages: list[Json] = []
+    for stage in record.get("stages", []):
+        if not isinstance(stage, dict):
+            continue
+        seconds = stage.get("seconds") or 0.0
+        stages.append(
+            {
+                **{name: stage.get(name) for name in ("stage", "state", "rows", "tokens", "bytes")},
+                "seconds": seconds,
+                "rate": f"{console.size(text / seconds)}/s" if seconds and text else "",
+                "why": stage.get("why") or [],
+            }
+        )
+    widest = max((stage["seconds"] for stage in stages), default=0) or 1
+    return [{**stage, "share": round(100 * stage["seconds"] / widest, 1)} for stage in stages]
+
+
+# -- the command that makes it again ----------------------------------------------------------------------------
+
+
+def command(recorded: Json) -> str:
+    """The shortest command line that composes this configuration: for each group the nearest choice, then single values.
+
+    `recorded` is the configuration as a manifest has it.
+    """
+    import yaml
+
+    words = ["python", "-m", "pipeline"]
+    defaults = yaml.safe_load((configs.conf_dir() / "config.yaml").read_text("utf-8"))["defaults"]
+    usual = {group: choice for entry in defaults if isinstance(entry, dict) for group, choice in entry.items()}
+    single = []
+    for group, factory in configs.GROUPS.items():
+        if group in UNRECORDED or group not in recorded:
+            continue
+        plain = dataclasses.asdict(factory())
+        given = {name: value for name, value in recorded[group].items() if name in plain}
+        apart = {}
+        for choice in configs.options(group):
+            content = yaml.safe_load((configs.conf_dir() / group / f"{choice}.yaml").read_text("utf-8")) or {}
+            made = plain | content
+            apart[choice] = {name: value for name, value in given.items() if made.get(name) != value}
+        choice = min(apart, key=lambda name: (len(apart[name]), name != usual.get(group)))
+        if choice != usual.get(group):
+            words.append(f"{group}={choice}")
+        single += [f"{group}.{name}={_hydra(value)}" for name, value in sorted(apart[choice].items())]
+    if recorded.get("name") is not None:
+        single.append(f"name={_hydra(recorded['name'])}")
+    return " ".join(shlex.quote(word) for word in words + single)
+
+
+def _hydra(value: Any) -> str:
+    """A value in Hydra's grammar of overrides."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_hydra, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_hydra(key)}:{_hydra(inner)}" for key, inner in value.items()) + "}"
+    text = str(value)
+    if not isinstance(value, str) or (re.fullmatch(r"[A-Za-z_./-][\w./*-]*", text) and not re.fullmatch(WORDS, text, re.I)):
+        return text
+    return '"' + re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", text)) + '"'
+
+
+WORDS = r"null|true|false|[+-]?(inf|nan)|[-.].*"  # which Hydra would not take as strings
+
+
+# -- a sweep ----------------------------------------------------------------------------------------------------
+
+
+def sweep_page(name: str, jobs: Iterable[tuple[str, Path | None, str]]) -> str:
+    """The page that compares jobs: of each its name, its folder (None where it failed), and what went wrong."""
+    compared = [_job(*job) for job in jobs]
+    done = [job for job in compared if job["rows"] is not None]
+    values = [dict(job["config"]) for job in done]
+    differing = sorted({key for value in values for key in value if len({other.get(key) for other in values}) > 1})
+    for job in compared:
+        settings = dict(job["config"])
+        job["settings"] = [settings.get(key, "") for key in differing]
+        for figure in ("rows", "targets", "disk", "seconds"):
+            top = max((other[figure] or 0 for other in done), default=0) or 1
+            job[f"{figure}_share"] = round(100 * (job[figure] or 0) / top, 1)
+    return render("sweep.html", {"name": name, "jobs": compared, "differing": differing})
+
+
+def _job(name: str, folder: Path | None, problem: str) -> Json:
+    nothing: Json = {"rows": None, "targets": None, "tail": None, "disk": None, "seconds": None, "lost": None, "config": []}
+    job = {"name": name, "problem": problem, "link": None, **nothing}
+    manifest = unseal(folder / "manifest.json") if folder else None
+    if folder is None or manifest is None:
+        return job
+    counts = manifest["ledger"]["window"]
+    used = sum(counts.get(part, 0) for part in cli.USED)
+    kept = counts.get("targets", 0) + counts.get("kept", 0)
+    return job | {
+        "link": f"{folder.name}/{output.REPORT}" if (folder / output.REPORT).exists() else None,
+        "rows": manifest["rows"],
+        "targets": kept,
+        "tail": counts.get("tail", 0),
+        "lost": 100 * (1 - kept / used) if used else 0.0,
+        "disk": sum(note["bytes"] for note in manifest["files"].values()),
+        "seconds": _record(folder).get("seconds"),
+        "config": _flat(manifest["config"]),
+    }

@@ -1,0 +1,238 @@
+"""report.html and sweep.html: what they tell is true, what a corpus holds stays text, and they never cost a dataset."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import composed
+from pipeline import cli, report, tools
+from pipeline import config as configs
+from pipeline.files import unseal
+from pipeline.run import Outcome, run
+
+CANARY = "<script>window.canary=1</script><img src=x onerror=canary()>{{ 7*7 }}</style>&amp;'\""
+SMALL = ["window.context_length=16", "embedding.embedding_dim=4"]
+VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
+
+
+def made(*overrides: str) -> Outcome:
+    return run(composed("output.report=true", *overrides))
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, in order, and the text outside of style and script; fails where tags do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.text += data
+
+
+def opened(folder: Path, name: str = "report.html") -> Page:
+    return Page((folder / name).read_text("utf-8"))
+
+
+def require_alone(page: Page) -> None:
+    """Nothing in the page makes a browser ask for anything, and its policy would forbid it."""
+    for tag, attributes in page.tags:
+        assert tag not in ("img", "link", "iframe", "object", "embed", "base", "form"), tag
+        assert not {"src", "srcset", "data", "action", "background"} & set(attributes), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        assert "url(" not in (attributes.get("style") or "")
+        assert tag != "a" or not re.match(r"[a-z]+:|//", attributes["href"] or "")
+    policy = [a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policy) == 1 and "default-src 'none'" in policy[0] and policy[0].count("sha256-") == 1
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+
+
+def test_a_run_leaves_one_page_that_loads_nothing_and_tells_what_the_manifest_says(at):
+    outcome = made(*SMALL)
+    path = outcome.folder / "report.html"
+    assert path.stat().st_size < 300_000
+    page = opened(outcome.folder)
+    require_alone(page)
+    manifest = unseal(outcome.folder / "manifest.json")
+    for count in (outcome.rows, manifest["ledger"]["window"]["targets"], manifest["ledger"]["encode"]["tokens"]):
+        assert f"{count:,}" in page.text
+    for key in manifest["keys"].values():
+        assert key in page.text
+    assert "report.html" not in manifest["files"]
+    assert report.page(report.Trusted(outcome.folder)) == path.read_text("utf-8")
+
+
+@pytest.mark.row("C23")
+def test_hostile_text_stays_text(at):
+    evil = f"{CANARY}\x00\x07\x1b[31m\u202e\u2066 ]]> \ufeff --> {CANARY}\n"
+    (at / "texts").mkdir()
+    (at / "texts" / "<b onclick=canary()>.txt").write_text(evil * 3, "utf-8")
+    for tokenizer in ("words", "chars", "bytes"):
+        outcome = made("corpus=text", "corpus.paths=[texts]", f"tokenizer={tokenizer}", f"name={tokenizer}",
+                       "tokenizer.special_tokens=['<script>canary()</script>']" if tokenizer == "words" else "window.stride=8",
+                       *SMALL)  # fmt: skip
+        page = opened(outcome.folder)
+        require_alone(page)
+        assert "<b onclick=canary()>.txt" in page.text
+        raw = (outcome.folder / "report.html").read_text("utf-8")
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", raw)
+        assert "<script>window.canary" not in raw and "<img" not in raw and "<b onclick" not in raw
+
+
+def test_words_of_any_shape_are_escaped_where_they_are_drawn(at):
+    (at / "evil.txt").write_text(" ".join([CANARY.replace(" ", "")] * 40), "utf-8")
+    outcome = made("corpus=text", "corpus.paths=[evil.txt]", "tokenizer=words", "tokenizer.pattern='[<]|[>]'", *SMALL)
+    page = opened(outcome.folder)
+    require_alone(page)
+    assert "script" in page.text
+
+
+def test_a_second_run_leaves_the_page_untouched_and_another_dataset_has_its_own(at):
+    folder = made(*SMALL).folder
+    before = (folder / "report.html").stat()
+    assert not made(*SMALL).published
+    assert (folder / "report.html").stat().st_mtime_ns == before.st_mtime_ns
+    old = opened(folder).text
+    made(*SMALL, "window.stride=4")
+    assert opened(folder).text != old
+    (folder / "report.html").unlink()
+    made(*SMALL, "window.stride=4")
+    assert (folder / "report.html").exists()
+    run(composed(*SMALL, "output.report=false"))
+    assert not (folder / "report.html").exists()  # the page of another dataset does not stay
+
+
+def test_a_page_that_cannot_be_made_is_one_warning_and_no_loss(at, monkeypatch, caplog):
+    monkeypatch.setattr(report, "measure", lambda dataset: 1 / 0)
+    outcome = made(*SMALL)
+    assert outcome.published and (outcome.folder / "manifest.json").exists()
+    assert not (outcome.folder / "report.html").exists()
+    assert [r.message for r in caplog.records if "page could not be made" in r.message]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["window=prefix", "window.context_length=32"],
+        ["window=document", "window.context_length=64"],
+        ["window.tail=pad", "window.cross_documents=false", "tokenizer=wordpiece", "tokenizer.vocab_size=200"],
+        ["tokenizer=words", "tokenizer.vocab_size=20", "embedding=none"],
+    ],
+)
+def test_every_kind_of_row_is_drawn_and_counted(at, overrides):
+    (at / "texts").mkdir()
+    for i in range(5):
+        (at / "texts" / f"{i}.txt").write_text("the ferry was late because of the fog\n" * (i + 1) + "céu azul", "utf-8")
+    outcome = made("corpus=text", "corpus.paths=[texts]", *SMALL, *overrides)
+    facts = report.measure(report.Trusted(outcome.folder))
+    require_alone(opened(outcome.folder))
+    rows = [report.Trusted(outcome.folder).row(i) for i in range(outcome.rows)]
+    ids = [i for row in rows for i, keep in zip(row["input_ids"], row.get("attention_mask", row["input_ids"]), strict=True)
+           if keep or "attention_mask" not in row]  # fmt: skip
+    counts = np.bincount(ids)
+    assert facts["use"]["counted"] == len(ids) and facts["use"]["seen"] == np.count_nonzero(counts)
+    assert facts["use"]["frequent"][0]["count"] == counts.max()
+    assert facts["lengths"]["count"] == 5
+    assert [window["row"] for window in facts["windows"]] == sorted({0, outcome.rows // 2, outcome.rows - 1})
+    for window in facts["windows"]:
+        row = rows[window["row"]]
+        drawn = [cell["input"]["id"] for cell in window["cells"]]
+        assert row["input_ids"][window["begin"] :][: len(drawn)] == drawn
+
+
+def test_the_parts_of_each_bar_of_the_flow_make_its_whole_and_what_goes_on_is_the_next(at):
+    outcome = made(*SMALL, "window.stride=8")
+    bars = report.flow(outcome.ledger)
+    for bar in bars:
+        assert sum(part["count"] for part in bar["parts"]) == bar["total"]
+    used, slots = bars[-2], bars[-1]
+    assert used["parts"][0] == slots["parts"][0]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["corpus=verdict", "tokenizer=gpt2", "window.stride=128"],
+        ["tokenizer=words", "window=prefix", "embedding=none", "name=x-1"],
+        ["corpus=text", r"corpus.paths=['a b/*.txt','it\'s',\"null\",\"5\",'${x}']", "corpus.text_column='t,[x]: \"q\"'"],
+        ["tokenizer.eos_token='<|end|>'", "tokenizer.pattern='[,.:;?_!\"()]|--|\\s'", "tokenizer.special_tokens=[' ','']"],
+        ["vocabulary.append_eos=false", "embedding.embedding_dim=null", "corpus.encoding=utf-16"],
+    ],
+)
+def test_the_command_of_a_page_composes_the_configuration_again(overrides):
+    import dataclasses
+    import shlex
+
+    overrides = [o for o in overrides if "${x}" not in o]
+    config = composed(*overrides)
+    recorded = configs.recorded(config)
+    words = shlex.split(report.command(recorded))
+    assert words[:3] == ["python", "-m", "pipeline"]
+    assert configs.recorded(dataclasses.asdict(composed(*words[3:]))) == recorded
+    assert len(words) - 3 <= len(overrides)
+
+
+def test_a_sweep_has_a_page_that_compares_its_jobs(at):
+    arguments = ["-m", "window.context_length=16,64", "embedding=none", "tokenizer=words"]
+    assert cli.exit_code(arguments) == 0
+    page = opened(at / "outputs/sample", "sweep.html")
+    require_alone(page)
+    assert "window.context_length" in page.text and "2 jobs" in page.text
+    links = [a["href"] for tag, a in page.tags if tag == "a" and "report.html" in (a["href"] or "")]
+    assert len(links) == 2
+    for link in links:
+        from urllib.parse import unquote
+
+        assert (at / "outputs/sample" / unquote(link)).exists()
+    assert cli.exit_code(arguments) == 0  # the page is no foreign file to the next sweep
+    assert cli.exit_code(["embedding=none", "tokenizer=words"]) == 0
+    assert (at / "outputs/sample/sweep.html").exists() and (at / "outputs/sample/report.html").exists()
+
+
+def test_a_failed_job_of_a_sweep_says_why():
+    text = report.sweep_page("s", [("a", None, f"exit 3: {CANARY}")])
+    page = Page(text)
+    require_alone(page)
+    assert CANARY in page.text
+
+
+def test_pages_are_made_by_hand_for_what_is_there(at, capsys):
+    outcome = run(composed(*SMALL))
+    assert not (outcome.folder / "report.html").exists()
+    tools.main(None, ["report", "outputs/sample"])
+    assert capsys.readouterr().out == "outputs/sample/report.html\n"
+    (outcome.folder / "run.json").unlink()
+    tools.main(None, ["report", "outputs/sample"])
+    assert "run.json, is not there" in opened(outcome.folder).text
+    with pytest.raises(SystemExit) as stop:
+        tools.main(None, ["report", str(at)])
+    assert stop.value.code == 2
+
+
+def test_a_damaged_record_of_the_run_is_no_reason_to_fail(at):
+    outcome = made(*SMALL)
+    for damage in ("[]", "{", json.dumps({"stages": [1, {"stage": "load"}]})):
+        (outcome.folder / "run.json").write_text(damage)
+        require_alone(Page(report.page(report.Trusted(outcome.folder))))
