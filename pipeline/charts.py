@@ -37,7 +37,7 @@ def ticks(top: float, most: int = 4) -> list[float]:
     """Round numbers from 0 up to at most `top`, a step of 1, 2 or 5 times a power of ten apart.
 
     >>> ticks(7), ticks(0.9)
-    ([0, 2.0, 4.0, 6.0], [0, 0.5])
+    ([0, 2, 4, 6], [0, 0.5])
     """
     if top <= 0:
         return [0]
