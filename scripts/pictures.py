@@ -1,6 +1,6 @@
 """The pictures of the README: the page of the sample, photographed by headless Chromium.
 
-    python -m scripts.pictures        # writes docs/report.png and docs/report-phone.png; needs the extra `browser`
+python -m scripts.pictures        # writes docs/report.png and docs/report-phone.png; needs the extra `browser`
 """
 
 import contextlib

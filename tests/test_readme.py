@@ -69,7 +69,7 @@ def ran(command: str, apart: bool = False) -> str:
                 cli.main()
             elif not apart and words[:3] == ["python", "-m", "pipeline.tools"]:
                 tools.main(None, words[3:])
-            elif not apart and words[:2] == ["python", "-m"] and words[2].startswith("scripts."):
+            elif not apart and words[:2] == ["python", "-m"] and words[2] in ("scripts.show", "scripts.cache"):
                 tools.main(words[2].removeprefix("scripts."), words[3:])
             else:
                 patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
