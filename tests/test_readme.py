@@ -31,6 +31,8 @@ from conftest import ROOT
 from pipeline import __version__, cli, errors, tools
 
 PAGES = ("README.md", "docs/tutorial.md")
+IN_PORTUGUESE = ("README.pt-BR.md", "docs/tutorial.pt-BR.md")
+ALL = (*PAGES, *(pytest.param(page, marks=pytest.mark.slow) for page in IN_PORTUGUESE))
 BLOCK = re.compile(r"(<!-- assets -->\n)?```(console|python|yaml)\n(.*?)^```$", re.S | re.M)
 FOLDER = re.compile(r"'[^' ]*/(?=[^/']+' (?:bytes|rows))")  # of a source: another on each machine
 TIMES = re.compile(r"(?<![\w.])\d+\.\d\d(?= |$)(?! [kMGT]?B)|\d+ (?:s|min|h|d)(?= ago)")
@@ -119,14 +121,14 @@ def require(quoted: str, printed: str, what: str) -> None:
         assert line in rest, f"{what} does not print (any more, or in this place)\n    {line}\nbut\n{printed}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ALL)
 def test_what_a_page_quotes_is_what_its_commands_print(page, at, monkeypatch):
     monkeypatch.delenv("PIPELINE_ASSETS", raising=False)
     for what, quoted, printed in run_page(page, assets=False):
         require(quoted, printed, what)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ALL)
 def test_what_a_page_quotes_of_the_verdict_holds_where_the_mirror_is(page, at, assets):
     for what, quoted, printed in run_page(page, assets=True):
         require(quoted, printed, what)
@@ -144,6 +146,12 @@ def test_the_tree_names_every_module_and_every_group_and_nothing_else():
     assert not gone, f"in the tree but not there: {sorted(gone)}"
 
 
+def test_the_tutorial_shows_the_same_in_both_languages():
+    english, portuguese = ([block[0] for block in BLOCK.finditer((ROOT / page).read_text("utf-8"))]
+                           for page in ("docs/tutorial.md", "docs/tutorial.pt-BR.md"))  # fmt: skip
+    assert portuguese == english
+
+
 def test_the_table_of_exit_codes_holds_the_code_of_every_error():
     readme = (ROOT / "README.md").read_text("utf-8")
     for error in errors.PipelineError.__subclasses__():
@@ -156,7 +164,7 @@ def test_the_examples_in_docstrings_are_true(module):
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*PAGES, *IN_PORTUGUESE, "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_the_links_of_a_page_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text("utf-8")):
         assert ((ROOT / page).parent / target).exists(), target
@@ -183,5 +191,5 @@ def rewrite(page: str) -> None:
 
 
 if __name__ == "__main__":
-    for each in PAGES:
+    for each in (*PAGES, *IN_PORTUGUESE):
         rewrite(each)
