@@ -393,9 +393,9 @@ def _report(jobs: list[Job]) -> None:
     told = [(job.name or "", job.outcome and job.outcome.folder, str(job.error or "")) for job in jobs]
     try:
         report.write_sweep(folder := folders.pop(), told, run_name(0))
-    except Interrupted:
-        raise
     except Exception as error:
+        if engine.interrupted():
+            raise
         log.warning("%s: the datasets are whole, but the page could not be made: %s", folder / output.SWEEP, error)
 
 

@@ -37,7 +37,6 @@ from pipeline import (
 from pipeline import config as configs
 from pipeline.arrow import read_schema
 from pipeline.cache import Cache
-from pipeline.errors import Interrupted
 from pipeline.files import Json
 from pipeline.phase import Line, Report
 
@@ -116,9 +115,9 @@ def _report(folder: Path, run: str) -> None:
 
     try:
         report.write(folder, run)
-    except Interrupted:
-        raise
     except Exception as error:
+        if engine.interrupted():
+            raise
         log.warning("%s: the dataset is whole, but its page could not be made: %s", folder / output.REPORT, error)
 
 
