@@ -21,7 +21,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from pipeline.show import SPACES
 from pipeline.temporary import run_name
 from pipeline.trace import Finished
 
-MOST_IDS = 1 << 23  # counted for the use of the vocabulary
-MOST_WORDS = 1 << 16  # IDs read as text for tokens per word
+MOST_IDS = 1 << 22  # counted for the use of the vocabulary
+MOST_WORDS = 1 << 14  # IDs read as text for tokens per word
 MOST_POINTS = 300  # vectors projected
 MOST_NORMS = 4096  # vectors measured
 MOST_LENGTH = 1 << 20  # documents of more tokens count as of so many
@@ -56,8 +56,22 @@ class Trusted(Finished):
 
 
 def write(folder: Path, run: str) -> None:
-    """Put the page of a dataset that was just finished beside it, atomically. `run` names the run's workshop."""
-    output.write_text(folder, output.REPORT, page(Trusted(folder)), run)
+    """Put the page of a dataset that was just finished beside it, atomically. `run` names the run's workshop.
+
+    Where it has splits each of them has a page, and that of the whole compares them.
+    """
+    _write(folder, run, Trusted)
+
+
+def _write(folder: Path, run: str, opened: type[Finished]) -> Path:
+    manifest = unseal(folder / "manifest.json") or {}
+    splits = [folder / name for name in manifest.get("splits", ())]
+    for split in splits:
+        _write(split, run, opened)
+    compared = [(split.name, split, "") for split in splits]
+    text = sweep_page(folder.name, compared, "Splits") if splits else page(opened(folder))
+    output.write_text(folder, output.REPORT, text, run)
+    return folder / output.REPORT
 
 
 def write_sweep(folder: Path, jobs: Iterable[tuple[str, Path | None, str]], run: str) -> None:
@@ -72,9 +86,10 @@ def report(folder: Path) -> list[Path]:
     """
     written = []
     jobs = sorted(path.parent for path in folder.glob("*/manifest.json") if unseal(path) is not None)
-    for place in ([folder] if (folder / "manifest.json").exists() or not jobs else []) + jobs:
-        output.write_text(place, output.REPORT, page(Finished(place)), run_name(0))
-        written.append(place / output.REPORT)
+    whole = unseal(folder / "manifest.json") or {}
+    jobs = [job for job in jobs if job.name not in whole.get("splits", ())]
+    for place in ([folder] if whole or not jobs else []) + jobs:
+        written.append(_write(place, run_name(0), Finished))
     if jobs:
         write_sweep(folder, [(job.name, job, "") for job in jobs], run_name(0))
         written.append(folder / output.SWEEP)
@@ -173,9 +188,10 @@ def measure(dataset: Finished) -> Json:
 
 
 def _record(folder: Path) -> Json:
-    """What `run.json` says; nothing where it is missing or damaged."""
+    """What `run.json` says, for a split that of the whole; nothing where it is missing or damaged."""
+    place = folder if (folder / "run.json").exists() else folder.parent
     try:
-        record = json.loads((folder / "run.json").read_text("utf-8"))
+        record = json.loads((place / "run.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
@@ -442,8 +458,9 @@ def command(recorded: Json) -> str:
     """
     import yaml
 
+    load = partial(yaml.load, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the same, in C where that was built
     words = ["python", "-m", "pipeline"]
-    defaults = yaml.safe_load((configs.conf_dir() / "config.yaml").read_text("utf-8"))["defaults"]
+    defaults = load((configs.conf_dir() / "config.yaml").read_text("utf-8"))["defaults"]
     usual = {group: choice for entry in defaults if isinstance(entry, dict) for group, choice in entry.items()}
     single = []
     for group, factory in configs.GROUPS.items():
@@ -453,7 +470,7 @@ def command(recorded: Json) -> str:
         given = {name: value for name, value in recorded[group].items() if name in plain}
         apart = {}
         for choice in configs.options(group):
-            content = yaml.safe_load((configs.conf_dir() / group / f"{choice}.yaml").read_text("utf-8")) or {}
+            content = load((configs.conf_dir() / group / f"{choice}.yaml").read_text("utf-8")) or {}
             made = plain | content
             apart[choice] = {name: value for name, value in given.items() if made.get(name) != value}
         choice = min(apart, key=lambda name: (len(apart[name]), name != usual.get(group)))
@@ -485,7 +502,7 @@ WORDS = r"null|true|false|[+-]?(inf|nan)|[-.].*"  # which Hydra would not take a
 # -- a sweep ----------------------------------------------------------------------------------------------------
 
 
-def sweep_page(name: str, jobs: Iterable[tuple[str, Path | None, str]]) -> str:
+def sweep_page(name: str, jobs: Iterable[tuple[str, Path | None, str]], kind: str = "Sweep") -> str:
     """The page that compares jobs: of each its name, its folder (None where it failed), and what went wrong."""
     compared = [_job(*job) for job in jobs]
     done = [job for job in compared if job["rows"] is not None]
@@ -497,7 +514,16 @@ def sweep_page(name: str, jobs: Iterable[tuple[str, Path | None, str]]) -> str:
         for figure in ("rows", "targets", "disk", "seconds"):
             top = max((other[figure] or 0 for other in done), default=0) or 1
             job[f"{figure}_share"] = round(100 * (job[figure] or 0) / top, 1)
-    return render("sweep.html", {"name": name, "jobs": compared, "differing": differing})
+    return render(
+        "sweep.html",
+        {
+            "name": name,
+            "kind": kind,
+            "noun": "splits" if kind == "Splits" else "jobs",
+            "jobs": compared,
+            "differing": differing,
+        },
+    )
 
 
 def _job(name: str, folder: Path | None, problem: str) -> Json:

@@ -11,7 +11,7 @@ import pytest
 from conftest import composed
 from pipeline import cli, report, tools
 from pipeline import config as configs
-from pipeline.files import unseal
+from pipeline.files import seal, unseal
 from pipeline.run import Outcome, run
 
 CANARY = "<script>window.canary=1</script><img src=x onerror=canary()>{{ 7*7 }}</style>&amp;'\""
@@ -209,6 +209,22 @@ def test_a_sweep_has_a_page_that_compares_its_jobs(at):
     assert cli.exit_code(arguments) == 0  # the page is no foreign file to the next sweep
     assert cli.exit_code(["embedding=none", "tokenizer=words"]) == 0
     assert (at / "outputs/sample/sweep.html").exists() and (at / "outputs/sample/report.html").exists()
+
+
+def test_a_folder_of_splits_has_a_page_that_compares_them_and_each_has_its_own(at):
+    whole = run(composed(*SMALL, "name=train")).folder
+    folder = at / "outputs/both"
+    (at / "outputs/both").mkdir()
+    whole.rename(folder / "train")
+    run(composed(*SMALL, "name=test", "window.stride=4")).folder.rename(folder / "test")
+    (folder / "manifest.json").write_bytes(seal({"splits": {"train": {}, "test": {}}}))
+    report.write(folder, "run")
+    page = opened(folder)
+    require_alone(page)
+    assert "2 splits" in page.text and "window.stride" in page.text
+    for split in ("train", "test"):
+        require_alone(opened(folder / split))
+        assert f"{split}/report.html" in {a.get("href") for _, a in page.tags}
 
 
 def test_a_failed_job_of_a_sweep_says_why():
