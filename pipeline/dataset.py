@@ -30,7 +30,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import embedding, engine
-from pipeline.arrow import read_batches, read_schema, row_offsets, to_numpy
+from pipeline.arrow import flattened, read_batches, read_schema, row_offsets, to_numpy
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.files import Json, Stat, digest, hash_file, stat_of, unseal
 from pipeline.model import TOKENS
@@ -338,7 +338,7 @@ def _view(column: pa.Array) -> Any:
     if pa.types.is_list(column.type):
         return _Ragged(_view(column.values), row_offsets(column))
     if pa.types.is_fixed_size_list(column.type):
-        inner = _view(column.flatten())
+        inner = _view(flattened(column))
         return inner.reshape(len(column), column.type.list_size, *inner.shape[1:])
     return to_numpy(column)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.arrow import list_values, read_batches, to_numpy
+from pipeline.arrow import flattened, list_values, read_batches, to_numpy
 from pipeline.cache import flatten, shortened
 from pipeline.files import Json
 from pipeline.output import STAGES
@@ -155,7 +155,7 @@ def _hashes(batch: pa.RecordBatch) -> Iterator[bytes]:
         if name != "embeddings":
             column = batch[name]
             if pa.types.is_fixed_size_list(column.type):
-                values, offsets = to_numpy(column.flatten()), np.arange(len(column) + 1) * column.type.list_size
+                values, offsets = to_numpy(flattened(column)), np.arange(len(column) + 1) * column.type.list_size
             else:
                 values, offsets = list_values(column)
             columns.append((values.astype("<u4").tobytes(), (4 * offsets).tolist()))

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import backends, config, console, cuts, engine, tokenizer, vocabulary, window
-from pipeline.arrow import flat_list, joined, numbers, to_numpy
+from pipeline.arrow import flat_list, flattened, joined, numbers, to_numpy
 from pipeline.files import existing, fsync_dir, write_rate
 from pipeline.output import AT_FDCWD, RENAME_EXCHANGE
 from pipeline.stream import Stream
@@ -316,7 +316,7 @@ def _row(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         settings = config.Window(context_length=len(ids) - 1)
         plan = window.plan(settings, stream.counts, stream.dtype, None, None, stream)
         batch = next(window.chunk(stream, plan, plan.shards[0]))
-        return to_numpy(batch["input_ids"].flatten()), to_numpy(batch["target_ids"].flatten())
+        return to_numpy(flattened(batch["input_ids"])), to_numpy(flattened(batch["target_ids"]))
 
 
 def _installed(name: str) -> bool:

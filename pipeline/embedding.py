@@ -31,7 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import console
-from pipeline.arrow import flat_list, list_values, to_numpy
+from pipeline.arrow import flat_list, flattened, list_values, to_numpy
 from pipeline.config import Embedding
 from pipeline.errors import ConfigError, IntegrityError, ResourceError, TokenizerError
 from pipeline.model import POSITIONS, TOKENS, find, pretrained, safetensors
@@ -355,7 +355,7 @@ def _flat(column: pa.Array) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The IDs of a list column end to end, and the borders of its rows (rows + 1), over the column's memory."""
     if not pa.types.is_fixed_size_list(column.type):
         return list_values(column)
-    return to_numpy(column.flatten()), np.arange(len(column) + 1) * column.type.list_size
+    return to_numpy(flattened(column)), np.arange(len(column) + 1) * column.type.list_size
 
 
 def _require_vectors(ids: npt.NDArray[Any], borders: npt.NDArray[np.int64], tables: Tables, before: int) -> None:

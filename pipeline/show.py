@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import console, window
-from pipeline.arrow import flags, list_values, read_batches, string_bytes, to_numpy
+from pipeline.arrow import flags, flattened, list_values, read_batches, string_bytes, to_numpy
 from pipeline.errors import ConfigError
 from pipeline.output import in_order
 from pipeline.phase import file_name
@@ -157,7 +157,7 @@ def _inputs(dataset: Finished) -> Iterator[tuple[int, np.ndarray]]:
         for batch in read_batches(dataset.file(name)):
             column = batch["input_ids"]
             if pa.types.is_fixed_size_list(column.type):
-                yield row, to_numpy(column.flatten()).reshape(len(batch), -1)
+                yield row, to_numpy(flattened(column)).reshape(len(batch), -1)
             else:  # rows that grow: what is new in each is its last
                 values, offsets = list_values(column)
                 yield row, values[offsets[1:] - 1][:, None]

@@ -8,6 +8,7 @@ from pipeline.arrow import (
     adjoin,
     flags,
     flat_list,
+    flattened,
     joined,
     list_values,
     narrowest,
@@ -95,3 +96,11 @@ def test_a_file_that_cannot_be_read_is_no_damaged_file(tmp_path, monkeypatch, sa
     for read in (read_schema, lambda path: list(read_batches(path))):
         with pytest.raises(ResourceError, match=r"0\.arrow"):
             read(path)
+
+
+@pytest.mark.parametrize("part", SLICES, ids=str)
+def test_a_slice_of_equal_lists_is_flattened_as_arrow_flattens_it(part):
+    rows = pa.FixedSizeListArray.from_arrays(numbers(np.arange(2 * len(ROWS), dtype=np.uint16)), 2)[part]
+    assert flattened(rows).to_pylist() == rows.flatten().to_pylist()
+    nested = pa.FixedSizeListArray.from_arrays(rows, 1)[1:]
+    assert flattened(flattened(nested)).to_pylist() == nested.flatten().flatten().to_pylist()

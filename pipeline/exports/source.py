@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import config
-from pipeline.arrow import read_batches, to_numpy
+from pipeline.arrow import flattened, read_batches, to_numpy
 from pipeline.dataset import WindowDataset
 from pipeline.errors import ConfigError
 
@@ -156,4 +156,4 @@ class Source:
 
 def _ids(column: pa.FixedSizeListArray) -> Ids:
     """A column of equal lists as `[rows, L]`, over the same memory."""
-    return to_numpy(column.flatten()).reshape(len(column), column.type.list_size)
+    return to_numpy(flattened(column)).reshape(len(column), column.type.list_size)

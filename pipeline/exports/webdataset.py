@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from pipeline.arrow import row_offsets, to_numpy
+from pipeline.arrow import flattened, row_offsets, to_numpy
 from pipeline.exports.source import Source
 from pipeline.exports.target import Target
 from pipeline.files import Json
@@ -44,7 +44,7 @@ def _rows(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The values of a column of lists end to end, and where each row begins among them, and the last one ends."""
     if pa.types.is_list(column.type):
         return to_numpy(column.values), row_offsets(column)
-    return to_numpy(column.flatten()), np.arange(len(column) + 1) * column.type.list_size
+    return to_numpy(flattened(column)), np.arange(len(column) + 1) * column.type.list_size
 
 
 def _npy(values: np.ndarray) -> bytes:
