@@ -7,9 +7,11 @@ The token is that in the environment variable HF_TOKEN; it is in no argument and
 
 import os
 import sys
+from pathlib import Path
 
-from pipeline.dataset import open_dataset
 from pipeline.errors import ConfigError, ResourceError
+from pipeline.exports import splits
+from pipeline.files import unseal
 
 
 def push(dataset: str | os.PathLike[str], repo: str, public: bool = False) -> str:
@@ -26,7 +28,11 @@ def push(dataset: str | os.PathLike[str], repo: str, public: bool = False) -> st
     token = os.environ.get("HF_TOKEN")
     if not token:
         raise ConfigError("push: set the environment variable HF_TOKEN to a token that may write (hf.co/settings/tokens).")
-    opened = open_dataset(dataset, verify="full")
+    path = Path(os.path.abspath(dataset))
+    opened = splits(path, verify="full").values()
+    names = {"manifest.json", *(unseal(path / "manifest.json") or {"files": {}})["files"]}
+    for split in opened:
+        names |= {os.path.relpath(split.path / name, path) for name in ("manifest.json", *split.manifest["files"])}
     if not sys.stderr.isatty():
         disable_progress_bars()
     api = HfApi(token=token, library_name="pretraining-pipeline")
@@ -35,10 +41,10 @@ def push(dataset: str | os.PathLike[str], repo: str, public: bool = False) -> st
         api.upload_folder(
             repo_id=url.repo_id,
             repo_type="dataset",
-            folder_path=opened.path,
-            allow_patterns=[*opened.manifest["files"], "manifest.json"],
+            folder_path=path,
+            allow_patterns=sorted(names),
             delete_patterns=["data-*.arrow", "*/data-*.arrow"],
-            commit_message=f"{opened.manifest['rows']:,} rows",
+            commit_message=f"{sum(map(len, opened)):,} rows",
         )
     except HFValidationError as error:
         raise ConfigError(f"push: {str(error).splitlines()[0]}") from error

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from conftest import ROOT, composed
 from pipeline import files, tools, window
+from pipeline.arrow import numbers
 from pipeline.dataset import open_dataset
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.exports import FORMATS, export, litdata, mds, parquet, source, webdataset
@@ -216,6 +217,39 @@ def test_an_id_that_two_bytes_cannot_hold_is_refused_by_nanogpt_and_kept_by_mega
     out = export(folder, "megatron")
     assert (out / "train.idx").read_bytes()[17] == 4
     assert np.fromfile(out / "train.bin", "<i4")[:5].tolist() == [70_000 + i for i in documents[0][:5]]
+
+
+def test_each_split_goes_to_what_the_format_calls_it(at):
+    held, documents = prepared("window.stride=3", "output.dir=both/validation")
+    prepared("window.stride=5", "output.dir=both/train")
+    Path("both/manifest.json").write_bytes(files.seal({"splits": {"train": {}, "validation": {}}, "files": {}}))
+    out = export("both", "nanogpt")
+    assert sorted(manifest(out)["files"]) == ["train.bin", "val.bin"]
+    assert np.fromfile(out / "val.bin", "<u2")[:9].tolist() == [*chain(*documents)][:9]
+    assert sorted(manifest(export("both", "megatron"))["files"]) == [
+        "train.bin", "train.idx", "validation.bin", "validation.idx",
+    ]  # fmt: skip
+    assert {name.split("/")[0] for name in manifest(export("both", "mds"))["files"]} == {"train", "validation"}
+    table = pq.read_table(export("both", "parquet") / "validation-00000-of-00001.parquet")
+    assert table["input_ids"].to_pylist() == columns(held)["input_ids"].tolist()
+
+
+def test_rows_that_are_not_in_the_order_of_the_stream_are_refused_by_its_formats(at, monkeypatch):
+    folder, _ = prepared("window.stride=3")
+    rows = source.Source.rows
+    monkeypatch.setattr(
+        source.Source, "rows", lambda self, *part: (b.take(numbers(np.arange(len(b))[::-1])) for b in rows(self, *part))
+    )
+    with pytest.raises(ConfigError, match=r"split\.shuffle=none"):
+        export(folder, "megatron")
+
+
+def test_documents_in_another_order_than_the_stream_are_put_into_it(at, monkeypatch):
+    folder, _ = prepared("window.stride=3")
+    wanted = (export(folder, "megatron") / "train.idx").read_bytes()
+    places = source.Source._places
+    monkeypatch.setattr(source.Source, "_places", lambda self: ((f[::-1], t[::-1]) for f, t in [*places(self)][::-1]))
+    assert (export(folder, "megatron") / "train.idx").read_bytes() == wanted
 
 
 def test_an_export_is_sealed_repeatable_replaces_an_earlier_one_and_nothing_else(at):

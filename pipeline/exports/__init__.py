@@ -32,7 +32,7 @@ import shlex
 from pathlib import Path
 
 from pipeline import __version__, console, files, output
-from pipeline.dataset import open_dataset
+from pipeline.dataset import WindowDataset, open_dataset
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.exports.source import Source
 from pipeline.exports.target import MANIFEST, Target
@@ -48,12 +48,11 @@ def export(dataset: str | os.PathLike[str], to: str, out: str | os.PathLike[str]
     """
     if to not in FORMATS:
         raise ConfigError(f"export: no format {to!r}; there are {', '.join(FORMATS)}.")
-    opened = open_dataset(dataset)
-    folder = Path(out) if out is not None else opened.path.with_name(f"{opened.path.name}-{to}")
-    folder = Path(os.path.abspath(folder))
+    path = Path(os.path.abspath(dataset))
+    folder = Path(os.path.abspath(out)) if out is not None else path.with_name(f"{path.name}-{to}")
     require_ours(folder)
     write = importlib.import_module(f"pipeline.exports.{to}").write
-    sources = [Source(opened, "train")]
+    sources = [Source(opened, split) for split, opened in splits(path).items()]
     total = sum(source.bytes for source in sources)
     try:
         with output.replacing(folder) as place, console.progress(f"export to {to}", total) as advance:
@@ -64,8 +63,8 @@ def export(dataset: str | os.PathLike[str], to: str, out: str | os.PathLike[str]
                 notes[source.split] = write(source, target)
             manifest = {
                 "format": to,
-                "dataset": {"name": opened.manifest["name"], "manifest": files.hash_file(opened.path / "manifest.json")[1]},
-                "command": shlex.join(["python", "-m", "scripts.export", opened.path.name, "--to", to]),
+                "dataset": {"name": path.name, "manifest": files.hash_file(path / "manifest.json")[1]},
+                "command": shlex.join(["python", "-m", "scripts.export", path.name, "--to", to]),
                 "vocab_size": sources[0].vocab_size,
                 "splits": notes,
                 "files": target.files,
@@ -75,6 +74,14 @@ def export(dataset: str | os.PathLike[str], to: str, out: str | os.PathLike[str]
     except OSError as error:
         raise from_os_error(error, folder) from error
     return folder
+
+
+def splits(path: Path, verify: str = "touch") -> dict[str, WindowDataset]:
+    """The splits of a finished dataset by name, each a dataset of its own; what was not split is `train`."""
+    manifest = files.unseal(path / "manifest.json")
+    if manifest and manifest.get("splits"):
+        return {split: open_dataset(path / split, verify=verify) for split in manifest["splits"]}
+    return {"train": open_dataset(path, verify=verify)}
 
 
 def require_ours(folder: Path) -> None:

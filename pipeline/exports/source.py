@@ -111,13 +111,17 @@ class Source:
 
     def stream(self) -> Iterator[Ids]:
         """The IDs of the stream, in pieces, in order. Raises ConfigError where the rows do not hold it whole."""
-        left = self.positions
-        fresh = self.length  # IDs of the next row that no row before it has
+        left, stride = self.positions, self._stride
+        due: Ids | None = None  # the ID with which the next row must begin
         for batch in self.rows():
             inputs, targets = (_ids(batch[name]) for name in ("input_ids", "target_ids"))
-            pieces = [targets[:, -self._stride :].reshape(-1)]
-            if fresh == self.length:
-                fresh, pieces = self._stride, [inputs[0, :1], targets[0], targets[1:, -self._stride :].reshape(-1)]
+            begins = inputs[:1, 0] if due is None else due
+            if not np.array_equal(np.append(begins, targets[:-1, stride - 1]), inputs[:, 0]):
+                self._require("rows in the order of the stream", False, "split.shuffle=none or documents")
+            pieces = [targets[:, -stride:].reshape(-1)]
+            if due is None:
+                pieces = [inputs[0, :1], targets[0], targets[1:, -stride:].reshape(-1)]
+            due = targets[-1:, stride - 1].copy()
             for piece in (piece[:left] for piece in pieces if len(piece)):
                 yield np.ascontiguousarray(piece)
                 left -= len(piece)
@@ -133,8 +137,27 @@ class Source:
                 yield kept[kept > 0]
 
     def _documents(self) -> Iterator[npt.NDArray[np.int64]]:
+        """How many IDs each document has, in the order of the stream."""
+        if self._in_order:
+            yield from (tokens for _, tokens in self._places())
+            return
+        first, tokens = (np.concatenate(each) for each in zip(*self._places(), strict=True))
+        yield tokens[np.argsort(first, kind="stable")]
+
+    @cached_property
+    def _in_order(self) -> bool:
+        """Do the documents stand in their file in the order of the stream? Else they are sorted in memory."""
+        last = 0
+        for first, _ in self._places():
+            if (np.diff(first, prepend=last) < 0).any():
+                return False
+            last = int(first[-1]) if len(first) else last
+        return True
+
+    def _places(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Where each document begins in the stream, and how many IDs it has, as the file has them."""
         for batch in read_batches(self._dataset.verified("documents.arrow")):
-            yield to_numpy(batch["tokens"])
+            yield to_numpy(batch["first"]), to_numpy(batch["tokens"])
 
     @property
     def _stride(self) -> int:
