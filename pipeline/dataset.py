@@ -38,6 +38,7 @@ from pipeline.model import TOKENS
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.documents import Documents
     from pipeline.loader import Loader
 
 FILE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*")  # below the folder, never out of it
@@ -85,6 +86,7 @@ class WindowDataset:
                 f"{str(path)!r}: {self._starts[-1]} rows in its files, {self.manifest['rows']} in its manifest."
             )
         self._files: list[_File | None] = [None] * len(rows)
+        self._untouched = len(rows)
         self.schema = self._open(0).schema
         known = self.schema.names
         self.columns = [name for name in known if name != "embeddings"] if columns is None else list(columns)
@@ -159,7 +161,8 @@ class WindowDataset:
     # -- vectors
 
     @cached_property
-    def _tables(self) -> embedding.Tables:
+    def tables(self) -> embedding.Tables:
+        """The saved embedding tables, by name. Raises ConfigError where there are none."""
         name = "embeddings.safetensors"
         if name not in self.manifest["files"]:
             raise ConfigError(f"{str(self.path)!r} has no embedding tables: it was prepared with embedding=none.")
@@ -171,7 +174,7 @@ class WindowDataset:
         """A torch.nn.Embedding [V, D] float32 that starts from the saved token table, to be trained unless `freeze`."""
         import torch
 
-        table = torch.from_numpy(np.array(self._tables[TOKENS]))
+        table = torch.from_numpy(np.array(self.tables[TOKENS]))
         layer: torch.nn.Embedding = torch.nn.Embedding.from_pretrained(table, freeze=freeze)  # type: ignore[no-untyped-call]
         return layer
 
@@ -183,7 +186,16 @@ class WindowDataset:
         import torch
 
         dtype = str(self.manifest["config"]["embedding"]["dtype"])
-        return torch.from_numpy(embedding.lookup(ids.numpy(), self._tables, dtype))
+        return torch.from_numpy(embedding.lookup(ids.numpy(), self.tables, dtype))
+
+    # -- documents
+
+    @cached_property
+    def documents(self) -> "Documents":
+        """Where the documents lie in its rows. Raises ConfigError where rows cannot tell; see documents.py."""
+        from pipeline.documents import Documents
+
+        return Documents(self.verified("documents.arrow"), self.manifest)
 
     # -- training
 
@@ -261,6 +273,16 @@ class WindowDataset:
             )
         self._hashed[name] = before
 
+    def _touch(self, indices: Sequence[int]) -> None:
+        """Hash the files that nobody touched yet, side by side: a first shuffled batch may need one for each of its rows."""
+        if self.verify == "sizes" or not self._untouched:
+            return
+        numbers = {bisect_right(self._starts, index % max(1, len(self))) - 1 for index in indices}
+        names = [self._names[number] for number in sorted(numbers) if self._files[number] is None]
+        if len(names) > 1:
+            with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+                list(pool.map(self._require_hash, names))
+
     def _open(self, number: int) -> "_File":
         file = self._files[number]
         if file is None:
@@ -268,6 +290,7 @@ class WindowDataset:
             if self.verify != "sizes":
                 self._require_hash(name)
             file = self._files[number] = _File(self.path / name)
+            self._untouched -= 1
             rows = self._starts[number + 1] - self._starts[number]
             if file.rows != rows:
                 raise IntegrityError(f"{str(self.path / name)!r} holds {file.rows} rows, its manifest says {rows}.")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.documents import marks
 from pipeline.errors import ConfigError
 from pipeline.files import digest
 
@@ -37,10 +38,10 @@ class Loader:
 
         position       0 1 2 3 | 4 5 6 7 | 8 9
         rank           0 0 1 1 | 0 0 1 1 | 0 1          the rest is shared evenly (drop_last: not at all)
-        state "samples"        4         8     10
+        state "samples"        4         8     0            with the last, the state is the start of the next epoch
 
     The sample at a position is `permute(position, n, keys(seed, epoch))`, or the position itself where `shuffle` is
-    off. Iterating goes on from where the last iteration stopped; at the end of an epoch the next one begins:
+    off. Iterating goes on from where the last iteration stopped; with the last batch of an epoch the next one begins:
 
         for epoch in range(loader.epoch, 3):
             for batch in loader:
@@ -62,9 +63,13 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool | None = None,
         pin_memory: bool = False,
+        documents: bool = False,
+        embeddings: bool = False,
     ) -> None:
         """`drop_last` leaves out the last, smaller step; None means where there are several ranks, which must take
-        equally many steps. Raises ConfigError where a number cannot be, or an epoch would have no batch.
+        equally many steps. `documents` adds what tells documents apart: `position_ids`, `document_ids`, `cu_seqlens`
+        and `max_seqlen`, see documents.py; `embeddings` the vectors [B, L, D], looked up where none were written.
+        Raises ConfigError where a number cannot be, or an epoch would have no batch.
         """
         for name, value, least in (
             ("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0), ("world_size", world_size, 1),
@@ -82,6 +87,7 @@ class Loader:
         self.rank, self.world_size, self.num_workers, self.shuffle = rank, world_size, num_workers, shuffle
         self.drop_last = world_size > 1 if drop_last is None else drop_last
         self.pin_memory = pin_memory
+        self._rows = _Stacked(dataset, documents, embeddings)
         self.samples = 0  # of this epoch, of all ranks, given out
         if not len(self):
             raise ConfigError(
@@ -108,7 +114,7 @@ class Loader:
 
         if self.num_workers or self.pin_memory:
             batches: Iterable[Sample] = DataLoader(
-                _Stacked(self.dataset),  # type: ignore[arg-type]
+                self._rows,  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=rows(),
                 num_workers=self.num_workers,
@@ -116,11 +122,16 @@ class Loader:
                 generator=Generator(),  # else it draws a seed from the job's own random numbers
             )
         else:
-            batches = map(self.dataset.batch, rows())
+            batches = map(self._rows.__getitem__, rows())
+        step, n = self.batch_size * self.world_size, len(self.dataset)
+        end = n - (n - self.samples) % step if self.drop_last else n
+        epoch = self.epoch
         for batch in batches:
             self.samples = counts.popleft()
+            if self.samples == end:  # not behind the yield: some loops stop at len(loader) batches and ask for no more
+                self.set_epoch(epoch + 1)
             yield batch
-        self.epoch, self.samples = self.epoch + 1, 0
+        self.set_epoch(epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands, as integers: the seed, the epoch, and the samples of it that all ranks were given."""
@@ -186,11 +197,23 @@ class Loader:
 class _Stacked:
     """What DataLoader's workers see: an index is a list of rows, an item their batch."""
 
-    def __init__(self, dataset: "WindowDataset") -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: "WindowDataset", documents: bool, embeddings: bool) -> None:
+        if documents:
+            _ = dataset.documents  # refused here, not in a worker
+        if embeddings and "embeddings" in dataset.schema.names and "embeddings" not in dataset.columns:
+            dataset = type(dataset)(dataset.path, [*dataset.columns, "embeddings"], dataset.verify)
+        self._dataset, self._documents = dataset, documents
+        self._vectors = embeddings and "embeddings" not in dataset.columns
+        if self._vectors:
+            _ = dataset.tables
 
     def __getitem__(self, indices: list[int]) -> "Sample":
-        return self._dataset.batch(indices)
+        batch = self._dataset.batch(indices)
+        if self._documents:
+            batch |= marks(self._dataset.documents, indices)
+        if self._vectors:
+            batch["embeddings"] = self._dataset.embeddings(batch["input_ids"])
+        return batch
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -241,6 +241,11 @@ def position(w: config.Window, lengths: np.ndarray, row: int) -> tuple[int, int]
     return begin + nth * _stride(w), min(begin + nth * _stride(w) + w.context_length + 1, end)
 
 
+def first_rows(w: config.Window, lengths: np.ndarray) -> Positions:
+    """The first row of each document that is cut on its own, and behind them the number of rows: int64 `[documents + 1]`."""
+    return adjoin(_row_counts(w, lengths))
+
+
 def rows_at(w: config.Window, lengths: np.ndarray, first: int, stop: int) -> range:
     """The rows that hold a position of [first, stop), as input or target: the inverse of `position`.
 
