@@ -286,38 +286,70 @@ def test_the_shuffle_looks_random():
     assert 0.8 < follows * n / 2 < 1.2
 
 
-def given(data, state, steps, **options):
-    """The rows of each rank's batches for `steps` steps (None: to the end), and where that leaves rank 0."""
-    ranks = []
-    for rank in range(options["world_size"]):
-        loader = data.loader(rank=rank, drop_last=False, **options)
+def in_step(ranks: list[list[list[list[int]]]], steps: int) -> list[list[int]]:
+    """The rows of each rank's first batches as one sequence, step after step, rank after rank."""
+    return [row for step in range(steps) for batches in ranks for row in (batches[step] if step < len(batches) else [])]
+
+
+def ran(data, state, batch_size, world_size, num_workers):
+    """Each rank's batches of rows from a state to the end of the epoch, and rank 0's state after each step."""
+    ranks, states = [], []
+    for rank in range(world_size):
+        loader = data.loader(batch_size, 9, rank=rank, world_size=world_size, num_workers=num_workers, drop_last=False)
         loader.load_state_dict(state or loader.state_dict())
-        batches = []
-        iterator = iter(loader)
-        while (steps is None or len(batches) < steps) and (batch := next(iterator, None)) is not None:
-            batches.append(batch["input_ids"].tolist())
-        ranks.append(batches)
-        if rank == 0:
-            left = loader.state_dict()
-    flat = [
-        row
-        for step in range(max(map(len, ranks)))
-        for batches in ranks
-        for row in (batches[step] if step < len(batches) else [])
-    ]
-    return flat, left
+        ranks.append([])
+        for batch in loader:
+            ranks[-1].append(batch["input_ids"].tolist())
+            if rank == 0:
+                states.append(loader.state_dict())
+        assert (loader.epoch, loader.samples) == (1, 0)
+    return ranks, states
 
 
-def test_a_job_resumed_with_other_ranks_and_batches_sees_the_same_sequence(folder):
-    data = open_dataset(folder)
+def resumed(data, before, afters):
+    """Interrupt a job (batch size, world size, workers) after each of its steps, go on as each other, compare with the whole."""
     whole = [data[int(i)]["input_ids"].tolist() for i in permute(np.arange(23), 23, keys(9, 0))]
-    for before in ((1, 1), (3, 2), (2, 4), (30, 1)):
-        for after in ((1, 2), (2, 3), (5, 1), (1, 8)):
-            for steps in range(1, 23 // (before[0] * before[1]) + 1):
-                first, state = given(data, None, steps, seed=9, batch_size=before[0], world_size=before[1])
-                rest, end = given(data, state, None, seed=0, batch_size=after[0], world_size=after[1])
-                assert first + rest == whole, (before, after, steps)
-                assert (end["epoch"], end["samples"]) == (1, 0)
+    ranks, states = ran(data, None, *before)
+    most = max(map(len, ranks))
+    assert in_step(ranks, most) == whole
+    for steps, state in enumerate(states, 1):
+        begun = in_step(ranks, steps)
+        if state["epoch"]:  # the last step was given
+            assert (state["epoch"], state["samples"]) == (1, 0) and begun == whole
+            continue
+        assert state["samples"] == len(begun) < 23
+        for after in afters:
+            rest, _ = ran(data, state, *after)
+            assert begun + in_step(rest, max(map(len, rest))) == whole, (before, after, steps)
+
+
+WORLDS = (1, 2, 3, 4, 8)
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_job_resumed_with_other_ranks_and_batches_sees_the_same_sequence(folder, batch_size, world_size):
+    data = open_dataset(folder, columns=["input_ids"])
+    resumed(data, (batch_size, world_size, 0), [(2, world, 0) for world in WORLDS] + [(5, 1, 0), (30, 1, 0)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_a_job_resumed_with_other_numbers_of_workers_sees_the_same_sequence(folder, world_size):
+    data = open_dataset(folder, columns=["input_ids"])
+    afters = [(2, WORLDS[(WORLDS.index(world_size) + 1) % 5], 2), (3, 1, 0)]
+    resumed(data, (2, world_size, 2), afters)
+    resumed(data, (3, world_size, 0), [(1, world_size, 2)])
+
+
+def test_an_epoch_ends_with_its_last_batch_for_loops_that_ask_for_no_more(folder):
+    loader = open_dataset(folder).loader(4, seed=1, drop_last=True)
+    for epoch in range(3):
+        iterator = iter(loader)
+        given = [next(iterator)["input_ids"] for _ in range(len(loader))]
+        assert len(given) == 5 and (loader.epoch, loader.samples) == (epoch + 1, 0)
+    assert [len(b["input_ids"]) for b in loader] == [4] * 5 and loader.epoch == 4
 
 
 def test_workers_change_nothing_and_what_they_read_ahead_is_not_counted(folder):
