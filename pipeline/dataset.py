@@ -273,16 +273,6 @@ class WindowDataset:
             )
         self._hashed[name] = before
 
-    def _touch(self, indices: Sequence[int]) -> None:
-        """Hash the files that nobody touched yet, side by side: a first shuffled batch may need one for each of its rows."""
-        if self.verify == "sizes" or not self._untouched:
-            return
-        numbers = {bisect_right(self._starts, index % max(1, len(self))) - 1 for index in indices}
-        names = [self._names[number] for number in sorted(numbers) if self._files[number] is None]
-        if len(names) > 1:
-            with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
-                list(pool.map(self._require_hash, names))
-
     def _open(self, number: int) -> "_File":
         file = self._files[number]
         if file is None:
@@ -298,7 +288,7 @@ class WindowDataset:
 
     def _touch(self, indices: Sequence[int]) -> None:
         """Hash the files of these rows that are not open yet side by side, so that the first random batch is not slow."""
-        if self.verify == "sizes" or None not in self._files:
+        if self.verify == "sizes" or not self._untouched:
             return
         numbers = {bisect_right(self._starts, index % len(self)) - 1 for index in indices}
         if len(fresh := [self._names[number] for number in numbers if self._files[number] is None]) > 1:
