@@ -116,19 +116,23 @@ class WindowDataset:
 
         Raises ConfigError where rows differ in length (window.mode=prefix).
         """
-        if not self.fixed:
-            raise ConfigError("rows of window.mode=prefix differ in length: take them one by one and pad them as you need.")
         import torch
 
+        return {name: torch.from_numpy(array) for name, array in self.arrays(indices, cast=True).items()}
+
+    def arrays(self, indices: Sequence[int], cast: bool = False) -> dict[str, npt.NDArray[Any]]:
+        """`batch` as numpy arrays, in the dtypes in which they are stored unless `cast`; torch is not needed."""
+        if not self.fixed:
+            raise ConfigError("rows of window.mode=prefix differ in length: take them one by one and pad them as you need.")
         self._touch(indices)
         rows = [self._locate(index) for index in indices]
         out = {}
         for name in self.columns:
             like = rows[0][0][name]
-            stacked = np.empty((len(rows), *like.shape[1:]), _given(like.dtype))
+            stacked = np.empty((len(rows), *like.shape[1:]), _given(like.dtype) if cast else like.dtype)
             for place, (block, row) in enumerate(rows):
                 stacked[place] = block[name][row]
-            out[name] = torch.from_numpy(stacked)
+            out[name] = stacked
         return out
 
     def record_batches(self, start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:

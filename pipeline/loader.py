@@ -65,10 +65,12 @@ class Loader:
         pin_memory: bool = False,
         documents: bool = False,
         embeddings: bool = False,
+        numpy: bool = False,
     ) -> None:
         """`drop_last` leaves out the last, smaller step; None means where there are several ranks, which must take
         equally many steps. `documents` adds what tells documents apart: `position_ids`, `document_ids`, `cu_seqlens`
         and `max_seqlen`, see documents.py; `embeddings` the vectors [B, L, D], looked up where none were written.
+        `numpy` gives arrays, in the dtypes in which they are stored, without torch, its workers and these additions.
         Raises ConfigError where a number cannot be, or an epoch would have no batch.
         """
         for name, value, least in (
@@ -83,11 +85,16 @@ class Loader:
             raise ConfigError(
                 "loader: rows of window.mode=prefix differ in length; use torch's DataLoader with a collate_fn that pads."
             )
+        if numpy and (num_workers or pin_memory or documents or embeddings):
+            raise ConfigError(
+                "loader: numpy=True has no workers, pinned memory, documents or embeddings: they need torch; "
+                "dataset.documents.of(rows) and dataset.tables are numpy too."
+            )
         self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, epoch
         self.rank, self.world_size, self.num_workers, self.shuffle = rank, world_size, num_workers, shuffle
         self.drop_last = world_size > 1 if drop_last is None else drop_last
         self.pin_memory = pin_memory
-        self._rows = _Stacked(dataset, documents, embeddings)
+        self._get = dataset.arrays if numpy else _Stacked(dataset, documents, embeddings)
         self.samples = 0  # of this epoch, of all ranks, given out
         if not len(self):
             raise ConfigError(
@@ -97,14 +104,15 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of a whole epoch, for this rank."""
-        whole, rest = divmod(len(self.dataset), self.batch_size * self.world_size)
+        return self._batches(len(self.dataset))
+
+    def _batches(self, samples: int) -> int:
+        """Batches that this rank makes of so many samples of all ranks."""
+        whole, rest = divmod(samples, self.batch_size * self.world_size)
         return whole + (not self.drop_last and self._share(rest)[0] < self._share(rest)[1])
 
     def __iter__(self) -> Iterator["Sample"]:
         """The batches that are left of the epoch: dicts of tensors [batch_size, …]."""
-        from torch import Generator
-        from torch.utils.data import DataLoader
-
         counts: deque[int] = deque()
 
         def rows() -> Iterator[list[int]]:
@@ -113,8 +121,11 @@ class Loader:
                 yield indices.tolist()
 
         if self.num_workers or self.pin_memory:
+            from torch import Generator
+            from torch.utils.data import DataLoader
+
             batches: Iterable[Sample] = DataLoader(
-                self._rows,  # type: ignore[arg-type]
+                self._get,  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=rows(),
                 num_workers=self.num_workers,
@@ -122,7 +133,7 @@ class Loader:
                 generator=Generator(),  # else it draws a seed from the job's own random numbers
             )
         else:
-            batches = map(self._rows.__getitem__, rows())
+            batches = map(self._get, rows())
         step, n = self.batch_size * self.world_size, len(self.dataset)
         end = n - (n - self.samples) % step if self.drop_last else n
         epoch = self.epoch
@@ -153,6 +164,11 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch."""
         self.epoch, self.samples = epoch, 0
+
+    @property
+    def batch_sampler(self) -> "Order":
+        """The rows of the batches that are left, for other loaders: `StatefulDataLoader(dataset, batch_sampler=)`."""
+        return Order(self)
 
     def rows_at(self, step: int) -> list[int]:
         """The rows that this rank is given at a step of the epoch, counted from 0. Raises ConfigError beyond its last."""
@@ -194,6 +210,19 @@ class Loader:
             yield n, samples(np.arange(last + start, last + stop, dtype=np.int64))
 
 
+class Order:
+    """Lists of rows, a batch each, from where a loader stands to the end of its epoch. The loader does not move with them."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (rows.tolist() for _, rows in self._loader._steps())
+
+    def __len__(self) -> int:
+        return self._loader._batches(len(self._loader.dataset) - self._loader.samples)
+
+
 class _Stacked:
     """What DataLoader's workers see: an index is a list of rows, an item their batch."""
 
@@ -207,13 +236,15 @@ class _Stacked:
         if self._vectors:
             _ = dataset.tables
 
-    def __getitem__(self, indices: list[int]) -> "Sample":
+    def __call__(self, indices: list[int]) -> "Sample":
         batch = self._dataset.batch(indices)
         if self._documents:
             batch |= marks(self._dataset.documents, indices)
         if self._vectors:
             batch["embeddings"] = self._dataset.embeddings(batch["input_ids"])
         return batch
+
+    __getitem__ = __call__
 
     def __len__(self) -> int:
         return len(self._dataset)
