@@ -11,8 +11,8 @@ every sample that was left, once, in the same order.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +94,7 @@ class Loader:
         self.rank, self.world_size, self.num_workers, self.shuffle = rank, world_size, num_workers, shuffle
         self.drop_last = world_size > 1 if drop_last is None else drop_last
         self.pin_memory = pin_memory
-        self._get = dataset.arrays if numpy else _Stacked(dataset, documents, embeddings)
+        self._get: Callable[..., Any] = dataset.arrays if numpy else _Stacked(dataset, documents, embeddings)
         self.samples = 0  # of this epoch, of all ranks, given out
         if not len(self):
             raise ConfigError(
