@@ -167,6 +167,7 @@ def measure(dataset: Finished) -> Json:
         "tokens": tokens,
         "targets": ledger["window"].get("targets", ledger["window"].get("kept", 0)),
         "flow": flow(ledger),
+        "repeats": _repeats(dataset),
         "windows": _windows(dataset),
         "lengths": _lengths(dataset),
         "per_byte": tokens / text if text else None,
@@ -229,6 +230,7 @@ def flow(ledger: Json) -> list[Json]:
         ("Documents", "", [("kept", load.get("documents", 0), "on"), *dropped]),
         ("Token IDs", "", [("tokens", encode.get("tokens", 0), "on"), *((said, encode.get(part, 0), "added")
                            for part, said in cli.ADDED.items() if part != "tokens")]),
+        ("Choice of documents", "IDs", _chosen(ledger)),
         ("Use of the IDs", "", used),
         ("Slots of the rows", "", filled),
     ]  # fmt: skip
@@ -239,6 +241,30 @@ def flow(ledger: Json) -> list[Json]:
         if total := sum(part["count"] for part in kept):
             made.append({"title": title, "unit": unit, "total": total, "parts": kept})
     return made
+
+
+def _chosen(ledger: Json) -> list[tuple[str, int, str]]:
+    """The IDs of this dataset's documents, of other splits, and of documents that were left out; nothing where all stay."""
+    parts = []
+    for name, count in ledger.get("arrange", {}).items():
+        if name.endswith("_ids"):
+            own = count == ledger["window"].get("tokens")
+            fate = "lost" if name.startswith("dropped_") else "on" if own else "added"
+            parts.append((name.removesuffix("_ids").replace("_", " "), count, fate))
+    return parts
+
+
+def _repeats(dataset: Finished) -> list[tuple[str, int]]:
+    """Documents by what was decided on them, and copies found across splits, as far as a run looked."""
+    said = [
+        (name.removesuffix("_documents").replace("_", " "), count)
+        for name, count in sorted(dataset.manifest["ledger"].get("arrange", {}).items())
+        if name.endswith("_documents")
+    ]
+    whole = unseal(dataset.folder.parent / "manifest.json") or {}  # of the folder of splits, where this is one of them
+    for split, facts in sorted((dataset.manifest.get("overlap") or whole.get("overlap") or {}).items()):
+        said += [(f"{kind} copies in {split} of documents in train", facts.get(kind, 0)) for kind in ("exact", "near")]
+    return said
 
 
 def _windows(dataset: Finished) -> list[Json]:

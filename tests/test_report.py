@@ -211,6 +211,23 @@ def test_a_sweep_has_a_page_that_compares_its_jobs(at):
     assert (at / "outputs/sample/sweep.html").exists() and (at / "outputs/sample/report.html").exists()
 
 
+def test_documents_that_were_left_out_or_repeated_are_told(at):
+    dataset = report.Trusted(made(*SMALL).folder)
+    tokens = dataset.manifest["ledger"]["window"]["tokens"]
+    dataset.manifest["ledger"]["arrange"] = {
+        "documents": 9, "ids": tokens + 50, "train_ids": tokens, "train_documents": 6, "test_ids": 40, "test_documents": 1,
+        "dropped_near_duplicate_ids": 10, "dropped_near_duplicate_documents": 2,
+    }  # fmt: skip
+    dataset.manifest["overlap"] = {"test": {"documents": 1, "exact": 1, "near": 0, "pairs": []}}
+    facts = report.measure(dataset)
+    bar = next(bar for bar in facts["flow"] if bar["title"] == "Choice of documents")
+    assert [(part["name"], part["count"], part["fate"]) for part in bar["parts"]] == [
+        ("train", tokens, "on"), ("test", 40, "added"), ("dropped near duplicate", 10, "lost"),
+    ]  # fmt: skip
+    assert ("dropped near duplicate", 2) in facts["repeats"]
+    assert "exact copies in test of documents in train" in Page(report.page(dataset)).text
+
+
 def test_a_folder_of_splits_has_a_page_that_compares_them_and_each_has_its_own(at):
     whole = run(composed(*SMALL, "name=train")).folder
     folder = at / "outputs/both"
