@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,7 +86,8 @@ def once(at: Path, line: str, engine: tuple[str, int], batch: int, surroundings:
 
 def matrix() -> Iterator[tuple[str, tuple[str, int], int, str]]:
     """Every combination, the plain one of each line first."""
-    can_fill = os.getuid() == 0 and shutil.which("unshare") and not sys.executable.startswith("/tmp/")
+    hidden = any(str(place).startswith("/tmp/") for place in (sys.executable, ROOT))  # by the disk that fills /tmp
+    can_fill = os.getuid() == 0 and shutil.which("unshare") and not hidden
     places = [name for name, settings in SURROUNDINGS.items() if "FULL" not in settings or can_fill]
     return itertools.product(LINES, ENGINES, BATCHES, places)
 
@@ -97,20 +99,21 @@ def main() -> int:
     jobs = parser.parse_args().jobs
     base, began = Path(tempfile.mkdtemp(prefix="determinism-", dir=workshop())), time.monotonic()
     cells = list(matrix())
-    same = 0
+    same, pool = 0, ThreadPoolExecutor(jobs)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         expected = {line: once(base / line, line, ENGINES[0], BATCHES[0], "plain") for line in LINES}
-        with ThreadPoolExecutor(jobs) as pool:
-            results = [pool.submit(once, base / str(number), *cell) for number, cell in enumerate(cells)]
-            for cell, result in zip(cells, results, strict=True):
-                try:
-                    differs = [name for name, _ in expected[cell[0]].items() ^ result.result().items()]
-                except RuntimeError as error:
-                    differs = [str(error)]
-                same += not differs
-                if differs:
-                    print(f"  {cell}: {sorted(set(differs))}", flush=True)
+        results = [pool.submit(once, base / str(number), *cell) for number, cell in enumerate(cells)]
+        for cell, result in zip(cells, results, strict=True):
+            try:
+                differs = [name for name, _ in expected[cell[0]].items() ^ result.result().items()]
+            except RuntimeError as error:
+                differs = [str(error)]
+            same += not differs
+            if differs:
+                print(f"  {cell}: {sorted(set(differs))}", flush=True)
     finally:
+        pool.shutdown(cancel_futures=True)
         shutil.rmtree(base, ignore_errors=True)
     print(f"{same} of {len(cells)} runs gave the same bytes ({time.monotonic() - began:.0f} s)")
     return same < len(cells)
