@@ -578,6 +578,20 @@ def test_a_file_that_another_run_mends_at_the_last_moment_keeps_its_name(cache: 
     assert path.read_bytes() == good
 
 
+@pytest.mark.parametrize("name", ["00000.arrow", "vocabulary.json"])
+def test_a_damaged_file_keeps_its_name_beside_a_copy_in_quarantine_and_a_manifest_does_not(cache: Cache, name: str) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    with entry.write(name) as file:
+        file.write(b"whole")
+    entry.finish([name], [file.note])
+    caches._verified.clear()
+    damaged(entry.path(name), b"hole")
+    assert entry.verified() is None
+    assert [p.name for p in entry.folder.iterdir()] == [name]
+    aside = {p.name.split("-")[2]: p for p in (cache.root / "quarantine").iterdir()}
+    assert aside.keys() == {name, "manifest.json"} and aside[name].read_bytes() == b"hole"
+
+
 def test_a_file_that_another_run_replaces_at_once_is_not_taken_for_ours(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = cache.entry("ids", IDENTITY)
     real = os.replace
