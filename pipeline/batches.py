@@ -1,6 +1,6 @@
 """Documents as batches of Arrow rows, the shape in which they go from stage to stage.
 
-    reader ──▶ rows of any number and length ──regular──▶ batches of at most 4 MiB of text
+    reader ──▶ rows of any number and length ──regular──▶ batches of at most 2 MiB of text
 
 A batch has the columns of `SCHEMA`, and one more of strings for each column in `corpus.metadata`. A document longer
 than a batch spans several rows, each in a batch of its own; `ends` is true on its last row. `source` is the file's
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipeline.arrow import numbers, string_bytes, strings
 
-BLOCK = 4 << 20  # bytes of source read at a time, and most bytes of text in a batch
+BLOCK = 2 << 20  # bytes of source read at a time, and most bytes of text in a batch
 ORIGIN = {"source": pa.int32(), "start": pa.int64(), "end": pa.int64(), "ends": pa.bool_()}  # of rows, up to `encode`
 SCHEMA = pa.schema({"text": pa.string()} | ORIGIN)
 WHITE = np.isin(np.arange(256), list(b" \t\n\r\v\f"))  # in a document

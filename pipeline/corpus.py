@@ -1,6 +1,6 @@
 """Stage `load`: a shard of source bytes becomes batches of documents.
 
-    part ──content──▶ bytes ──reader of its format──▶ documents ──[cleaning]──▶ batches of at most 4 MiB
+    part ──content──▶ bytes ──reader of its format──▶ documents ──[cleaning]──▶ batches of at most 2 MiB
                                         └──[rejects]──▶ rejects.jsonl
 
 `content.py` takes a part out of its archive and its compression. Each family of formats has a reader: `plain_text.py`,
@@ -38,7 +38,7 @@ from pipeline.rejects import Rejects
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 READERS = {
     "text": plain_text.read,
     "jsonl": json_records.read_lines,
@@ -79,7 +79,7 @@ def schema(corpus: Corpus) -> pa.Schema:
 def load(
     shard: Shard, corpus: Corpus, counts: Counts, rehash: bool = False, reject: Callable[[bytes], Any] | None = None
 ) -> Batches:
-    """The documents of a shard, in batches of at most 4 MiB of text.
+    """The documents of a shard, in batches of at most 2 MiB of text.
 
     `counts` gains `documents`, `nul_bytes`, `empty_files` and the bytes that the module's equation names; `reject` is
     given the lines of the list of rejects. Raises InputError naming file, line and byte of what is wrong, or where a file

@@ -64,7 +64,7 @@ def fingerprint(
 ) -> Iterator[pa.RecordBatch]:
     """One row per document of what `load` gives; a document in several pieces is hashed as a whole.
 
-    n-grams that span two pieces, one per 4 MiB, are left out. `counts` gains `documents`.
+    n-grams that span two pieces, one per 2 MiB, are left out. `counts` gains `documents`.
     """
     sha, size, begin = hashlib.blake2b(digest_size=16), 0, -1  # of the document that is not at its end yet
     signature = np.full(selection.permutations, EMPTY)

@@ -20,16 +20,15 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from pipeline import assets, places
+from pipeline import assets, places, plan
 from pipeline.config import Corpus
 from pipeline.errors import ConfigError, InputError, TokenizerError
 
 log = logging.getLogger(__name__)
 
-FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "text"}
 NO_DATA = frozenset("config.json dataset_info.json dataset_infos.json dataset_dict.json".split())
 WORDS = {
     "train": ("train", "training"),
@@ -58,11 +57,11 @@ def resolve(corpus: Corpus) -> tuple[Corpus, dict[str, Any] | None]:
     except TokenizerError as error:
         raise InputError(str(error)) from error
     names = _names(found, corpus)
-    kinds = Counter(kind for name in names if (kind := FORMATS.get(PurePosixPath(name).suffix.lower())))
+    kinds = Counter(kind for name in names if (kind := _format(name)))
     if not kinds:
         raise InputError(f"dataset {corpus.name!r} holds no files that can be read here: {_some(names)}.")
     kind = max(kinds, key=lambda kind: (kinds[kind], kind))
-    left = [name for name in names if FORMATS.get(PurePosixPath(name).suffix.lower()) != kind]
+    left = [name for name in names if _format(name) != kind]
     if left:
         log.warning("%s: %d files that are not %s are left out: %s", corpus.name, len(left), kind, _some(left))
     with ThreadPoolExecutor(FETCHES) as pool:
@@ -95,6 +94,14 @@ def _at(place: Path) -> assets.Repository | None:
 @lru_cache
 def _on_hub(name: str, revision: str | None) -> assets.Repository:
     return assets.repository(name, revision, (), "dataset")
+
+
+def _format(name: str) -> str | None:
+    """The format that a file's name tells; None where it tells none."""
+    try:
+        return plan.file_format(name, Corpus(format="auto"))
+    except ConfigError:
+        return None
 
 
 # -- which files ------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -42,6 +42,9 @@ LINE = re.compile(rb"\n")
 BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 READ = 1 << 16  # bytes looked at in one go for a border
 SPLITS = 4  # at most so many parts from one row group: each decodes the rows before its own, 2.5 times the work in all
+SHARDS = 16  # of a corpus that has no more than 16 times corpus.shard_bytes
+LEAST = 4 << 20  # bytes of such a shard: less would cost more than it gives
+HASHED = 16 << 20  # bytes of a Parquet file that are hashed as one, whatever its shards
 LONG = 1 << 30  # bytes: hashing more than this shows its progress
 FETCHES = 8  # ranges of files in a store that are hashed side by side, or more where there are more workers
 CLOCK = 2  # seconds: a file changed again within the step of the file system's clock would keep its ctime
@@ -132,6 +135,7 @@ def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
     where a named asset does not have its checksum.
     """
     files = places.find(corpus)
+    corpus = _shared_out(corpus, files)
     note = _note(corpus, cache, files)
     try:
         known = _recall(note, files) if trust_stat else {}
@@ -149,11 +153,18 @@ def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
 
 def look(corpus: Corpus, files: dict[str, Stat], cache: Cache, trust_stat: bool, workers: int, most: int) -> Plan | None:
     """The plan that `make` would give for `files`, and nothing is noted; None where more than `most` bytes would be hashed."""
+    corpus = _shared_out(corpus, files)
     known = _recall(_note(corpus, cache, files), files) if trust_stat else {}
     fresh = {path: stat for path, stat in files.items() if path not in known}
     if sum(stat[1] for stat in fresh.values()) > most:
         return None
     return _plan(corpus, files, known | _measure(fresh, corpus, workers), set(fresh))
+
+
+def _shared_out(corpus: Corpus, files: dict[str, Stat]) -> Corpus:
+    """The corpus with smaller shards where it is small, so that all workers work: up to SHARDS, of at least LEAST bytes."""
+    total = sum(stat[1] for stat in files.values())
+    return replace(corpus, shard_bytes=min(corpus.shard_bytes, max(total // SHARDS, LEAST)))
 
 
 def _note(corpus: Corpus, cache: Cache, files: dict[str, Stat]) -> Path:
@@ -221,11 +232,12 @@ def _borders(path: str, size: int, corpus: Corpus) -> list[int]:
 
     They are the parts, on record borders; for Parquet they only share out the hashing.
     """
-    if size <= corpus.shard_bytes or corpus.archives or whole(path, corpus):
-        return [0, size]
     form = file_format(path, corpus)
+    least = HASHED if form == "parquet" else corpus.shard_bytes
+    if size <= least or corpus.archives or whole(path, corpus):
+        return [0, size]
     if form == "parquet":
-        return [*range(0, size, corpus.shard_bytes), size]
+        return [*range(0, size, HASHED), size]
     unit = "line" if form == "jsonl" else corpus.document
     with places.open_file(path) as file:
         return [0, *_cuts(file, size, corpus.shard_bytes, LINE if unit == "line" else BLANK_LINE), size]
@@ -406,13 +418,13 @@ def require_planned(file: places.File, part: Part, corpus: Corpus) -> None:
         raise InputError(f"{part.path!r} changed during the run; nothing was published from it. Run again.")
 
 
-_file_shas: dict[tuple[str, int, Stat], str] = {}
+_file_shas: dict[tuple[str, Stat], str] = {}
 
 
 def _file_sha256(file: places.File, path: str, corpus: Corpus) -> str:
     """The digest of a whole file. Its parts share it, so it is made once per process for a state of the file."""
     stat = file.stat()
-    key = (path, corpus.shard_bytes, stat)
+    key = (path, stat)
     if key not in _file_shas:
         borders = _borders(path, stat[1], corpus)
         _file_shas[key] = _combined([sha256_range(file, start, end) for start, end in itertools.pairwise(borders)])

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pipeline.arrow import adjoin, flags, list_values, numbers, read_batches, to_numpy
 from pipeline.errors import IntegrityError
 
-MAPPED = 16  # files kept mapped
+MAPPED = 4  # files kept mapped
 
 
 @dataclass(frozen=True)
