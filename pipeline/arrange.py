@@ -1,0 +1,147 @@
+"""Stage `arrange`: which documents make a stream, and in which order.
+
+    IDs of all documents   │ a │ b │ c │ d │ e │      what `encode` gave; nothing of it is written again
+    verdicts                 0   1   0  -1   0        d repeats an earlier document
+    train                  │ a │ c │ e │              a table of where each document's IDs lie
+    validation             │ b │
+
+A stream of its own for each split, so that no window holds tokens of two. The table is the `documents.arrow` of the split:
+
+    source, start, end    file and byte range of the document
+    first, tokens         where its IDs lie in this stream
+    origin                where they lie in the stream that `encode` gave
+
+`split.shuffle=documents` puts the documents of each stream in a random order: the permutation of `loader.permute` over all
+of them, the same for any number of workers, and computed, not sorted.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.arrow import adjoin, numbers, read_batches, to_numpy
+from pipeline.config import Split
+from pipeline.errors import IntegrityError
+from pipeline.loader import keys, permute
+from pipeline.stream import Stream
+
+VERSION = 1
+SCHEMA = pa.schema(
+    [("source", pa.int32())] + [(name, pa.int64()) for name in ("start", "end", "first", "tokens", "origin")]
+)
+SHARD = 8 << 20  # IDs in one batch of a table, which is what windows take as a shard
+MOST = 1 << 18  # documents in one
+
+Documents = dict[str, np.ndarray]  # the columns but `first`, arrays of `[documents]`
+
+
+def identity(split: Split) -> dict[str, Any]:
+    """The settings that can change the order."""
+    return {"shuffle": split.seed if split.shuffle == "documents" else None}
+
+
+def read_documents(paths: Sequence[Path], sources: Sequence[int], ids: Sequence[int]) -> Documents:
+    """The tables that `encode` wrote, end to end: of one corpus, or of the parts of a mixture.
+
+    `sources` is how many files each part has and `ids` how many IDs: both are numbered through.
+    """
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMA.names if name != "first"}
+    for path, source, origin in zip(paths, adjoin(sources)[:-1].tolist(), adjoin(ids)[:-1].tolist(), strict=True):
+        for batch in read_batches(path):
+            columns["source"].append(to_numpy(batch["source"]) + np.int32(source))
+            columns["origin"].append(to_numpy(batch["first"]) + origin)
+            for name in ("start", "end", "tokens"):
+                columns[name].append(to_numpy(batch[name]))
+    return {name: np.concatenate([np.empty(0, np.int64), *found]) for name, found in columns.items()}
+
+
+def order(chosen: np.ndarray, split: Split) -> np.ndarray:
+    """The documents of a stream in their order: as they are numbered, or shuffled."""
+    if split.shuffle != "documents":
+        return chosen
+    return chosen[permute(np.arange(len(chosen)), len(chosen), keys(split.seed, 0))]
+
+
+def write(file: BinaryIO, documents: Documents, order: np.ndarray) -> None:
+    """The table of a stream with these documents in this order."""
+    first = 0
+    with pa.ipc.new_stream(file, SCHEMA) as writer:
+        for low, high in _cuts(documents["tokens"][order]):
+            chosen = order[low:high]
+            edges = first + adjoin(documents["tokens"][chosen])
+            columns = {name: documents[name][chosen] for name in SCHEMA.names if name != "first"} | {"first": edges[:-1]}
+            columns["source"] = columns["source"].astype(np.int32)
+            writer.write_batch(pa.record_batch([numbers(columns[name]) for name in SCHEMA.names], schema=SCHEMA))
+            first = int(edges[-1])
+
+
+def _cuts(tokens: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of documents, each of about SHARD tokens or MOST documents."""
+    edges, low = adjoin(tokens), 0
+    while low < len(tokens):
+        high = int(np.searchsorted(edges, edges[low] + SHARD, "left"))
+        high = max(low + 1, min(high, low + MOST, len(tokens)))
+        yield low, high
+        low = high
+
+
+class Arrangement:
+    """A stream of documents out of `base`, by the table at `path`: what `Stream` is to all of them.
+
+    Its shards are the batches of the table. Picklable, and safe to share between threads. `starts`, int64
+    `[shards + 1]`, holds the position at which each begins; `counts` how many IDs each has.
+    """
+
+    def __init__(self, base: Stream, path: Path) -> None:
+        self.base, self.path, self.dtype = base, path, base.dtype
+        self._batches = list(read_batches(path))
+        self._columns = [{name: to_numpy(batch[name]) for name in ("first", "tokens", "origin")} for batch in self._batches]
+        self.counts = tuple(int(columns["tokens"].sum()) for columns in self._columns)
+        self.starts = adjoin(self.counts)
+        origins = [int((c["origin"] + c["tokens"]).max(initial=0)) for c in self._columns]
+        if max(origins, default=0) > len(base):
+            raise IntegrityError(f"{str(path)!r} names IDs that are not there; remove its folder and run again.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Arrangement, (self.base, self.path)
+
+    def __len__(self) -> int:
+        """How many IDs there are."""
+        return int(self.starts[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The IDs at positions [start, stop), shape `[stop - start]`; not to be written to, as it may be a view.
+
+        Documents that are neighbours in `base` are read together. Raises IndexError where the range is not within the stream.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"[{start}, {stop}) is not within [0, {len(self)})")
+        pieces = []
+        while start < stop:
+            shard = int(np.searchsorted(self.starts, start, "right")) - 1
+            until = min(stop, int(self.starts[shard + 1]))
+            first, tokens, origin = (self._columns[shard][name] for name in ("first", "tokens", "origin"))
+            low = int(np.searchsorted(first, start, "right")) - 1
+            high = int(np.searchsorted(first, until, "left"))
+            jumps = np.flatnonzero(origin[low + 1 : high] != origin[low : high - 1] + tokens[low : high - 1]) + low + 1
+            for begin, end in zip([low, *jumps.tolist()], [*jumps.tolist(), high], strict=True):
+                here = max(start, int(first[begin]))
+                there = min(until, int(first[end - 1] + tokens[end - 1]))
+                at = int(origin[begin]) + here - int(first[begin])
+                pieces.append(self.base.read(at, at + there - here))
+            start = until
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
+
+    def document_lengths(self, shard: int) -> np.ndarray:
+        """IDs per document of a shard, int64 `[documents]`."""
+        lengths: np.ndarray = self._columns[shard]["tokens"]
+        return lengths
+
+    def documents(self, shard: int) -> pa.RecordBatch:
+        """Where each document of a shard came from and how many IDs it has: `source`, `start`, `end`, `tokens`."""
+        return self._batches[shard].select(["source", "start", "end", "tokens"])
