@@ -11,27 +11,26 @@ A stream of its own for each split, so that no window holds tokens of two. The t
     first, tokens         where its IDs lie in this stream
     origin                where they lie in the stream that `encode` gave
 
-`split.shuffle=documents` puts the documents of each stream in a random order: the permutation of `loader.permute` over all
+`split.shuffle=documents` puts the documents of each stream in a random order: the permutation of `permutation.permute` over all
 of them, the same for any number of workers, and computed, not sorted.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.arrow import adjoin, numbers, read_batches, to_numpy
 from pipeline.config import Split
-from pipeline.errors import IntegrityError
-from pipeline.loader import keys, permute
+from pipeline.errors import InputError, IntegrityError
+from pipeline.permutation import keys, permute
+from pipeline.selection import REASONS
 from pipeline.stream import Stream
 
 VERSION = 1
-SCHEMA = pa.schema(
-    [("source", pa.int32())] + [(name, pa.int64()) for name in ("start", "end", "first", "tokens", "origin")]
-)
+SCHEMA = pa.schema([("source", pa.int32())] + [(name, pa.int64()) for name in ("start", "end", "first", "tokens", "origin")])
 SHARD = 8 << 20  # IDs in one batch of a table, which is what windows take as a shard
 MOST = 1 << 18  # documents in one
 
@@ -65,7 +64,7 @@ def order(chosen: np.ndarray, split: Split) -> np.ndarray:
     return chosen[permute(np.arange(len(chosen)), len(chosen), keys(split.seed, 0))]
 
 
-def write(file: BinaryIO, documents: Documents, order: np.ndarray) -> None:
+def write(file: Any, documents: Documents, order: np.ndarray) -> None:
     """The table of a stream with these documents in this order."""
     first = 0
     with pa.ipc.new_stream(file, SCHEMA) as writer:
@@ -86,6 +85,29 @@ def _cuts(tokens: np.ndarray) -> Iterator[tuple[int, int]]:
         high = max(low + 1, min(high, low + MOST, len(tokens)))
         yield low, high
         low = high
+
+
+def account(documents: Documents, verdicts: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """What becomes of the IDs that `encode` gave: each split's, and those dropped, by reason. They make up all."""
+    counts = {"ids": int(documents["tokens"].sum()), "documents": len(verdicts)}
+    parts = dict(enumerate(names or ("kept",))) | {number: f"dropped_{reason}" for number, reason in REASONS.items()}
+    for number, name in parts.items():
+        own = verdicts == number
+        if number >= 0 or own.any():
+            counts |= {f"{name}_ids": int(documents["tokens"][own].sum()), f"{name}_documents": int(own.sum())}
+    if counts["ids"] != sum(count for name, count in counts.items() if name.endswith("_ids")):
+        raise RuntimeError(f"the ledger of arrange does not balance: {counts}")
+    return dict(sorted(counts.items()))
+
+
+def require_documents(counts: dict[str, int], names: Sequence[str]) -> None:
+    """Raise InputError where a split has no document: `counts` are those of `account`."""
+    for name in names or ("kept",):
+        if not counts[f"{name}_documents"]:
+            raise InputError(
+                f"split {name} has none of the {counts['documents']} documents: give it a larger share or another split.seed=, "
+                "or the corpus more or smaller documents (corpus.document=paragraph)."
+            )
 
 
 class Arrangement:

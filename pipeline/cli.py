@@ -17,6 +17,7 @@ import sys
 import tempfile
 import textwrap
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,32 +304,38 @@ def _show(outcome: Any) -> None:
         for s in outcome.stages
     ]
     console.table(["stage", "state", "rows", "tokens", "bytes", "seconds"], rows)
-    console.say("\n".join([*ledger_lines(outcome.ledger), *plan_lines(outcome)]))
+    console.say("\n".join([*ledger_lines(outcome.ledger, outcome.splits), *plan_lines(outcome)]))
     done = "wrote" if outcome.published else "there already, unchanged:"
     console.say(f"{done} {console.counted(outcome.rows, 'row')} in {outcome.seconds:.2f} s")
     console.say(str(outcome.folder))
 
 
-def ledger_lines(ledger: dict[str, dict[str, int]]) -> list[str]:
-    """The balance for a person: what came in, what became a target, what was dropped and why.
+def ledger_lines(ledger: dict[str, dict[str, int]], splits: dict[str, Any] | None = None) -> list[str]:
+    """The balance for a person: what came in, what became a target, what was dropped and why; `splits` by name, if any.
 
     text    20,479 bytes in 1 document
     tokens  5,145 = 1 first (no target) + 5,120 targets + 24 tail (dropped)
     slots   9,984 = 5,120 targets + 4,864 repeated by overlap
     """
-    load, tokenize, encode, window = (ledger.get(stage, {}) for stage in ("load", "tokenize", "encode", "window"))
+    load, tokenize, encode, arrange = (ledger.get(stage, {}) for stage in ("load", "tokenize", "encode", "arrange"))
     counts = {**load, **tokenize, **encode}
-    ids, tokens = window.get("tokens", 0), encode.get("tokens", 0)
+    tokens, ids = encode.get("tokens", 0), encode.get("ids", 0)
     notes = [f"{said}: {counts[note]:,}" for note, said in NOTES.items() if counts.get(note)]
-    filled = any(window.get(part) for part in ("repeated", "special", "padding"))
     lines = [
         ("text", f"{load.get('text_bytes', 0):,} bytes in {console.counted(load.get('documents', 0), 'document')}"),
         ("", "; ".join(notes)),
-        ("IDs", _sum(ids, counts, ADDED) if ids != tokens else ""),
-        ("tokens" if ids == tokens else "", _sum(ids, window, USED)),
-        ("slots", _sum(window["slots"], window, FILLED) if filled else ""),
+        ("IDs", _sum(ids, counts, ADDED) if ids != tokens or arrange else ""),
+        ("", _sum(ids, arrange, CHOSEN) if arrange else ""),
     ]
-    return [f"  {name:<6}  {said}" for name, said in lines if said]
+    for split, own in (splits or {"": ledger}).items():
+        window = own.get("window", {})
+        filled = any(window.get(part) for part in ("repeated", "special", "padding"))
+        lines += [
+            (split or ("tokens" if ids == tokens else ""), _sum(window.get("tokens", 0), window, USED)),
+            ("" if split else "slots", _sum(window["slots"], window, FILLED) if filled else ""),
+        ]
+    width = max(6, *(len(name) for name, _ in lines))
+    return [f"  {name:<{width}}  {said}" for name, said in lines if said]
 
 
 def plan_lines(outcome: Any) -> list[str]:
@@ -358,6 +365,15 @@ NOTES = {
     "unknown_bytes": "bytes of text in no token",
 }
 ADDED = {"tokens": "tokens", "eos": "EOS", "bos": "BOS"}
+CHOSEN = {
+    "kept_ids": "kept",
+    "train_ids": "train",
+    "validation_ids": "validation",
+    "test_ids": "test",
+    "dropped_gap_ids": "between splits",
+    "dropped_duplicate_ids": "in copies of other documents",
+    "dropped_near_duplicate_ids": "in near copies",
+}
 USED = {
     "first": "first (no target)",
     "targets": "targets",
@@ -408,7 +424,7 @@ def _compare(jobs: list[Job]) -> None:
             rows.append([label, "", "", "", "", "", f"failed ({job.code}): {job.error}"])
             continue
         computed = ", ".join(s.stage for s in job.outcome.stages if s.state != "cached")
-        counts = job.outcome.ledger["window"]
+        counts = sum((Counter(own["window"]) for own in job.outcome.splits.values()), Counter())
         cells = [job.outcome.rows, *(counts.get(part, "") for part in ("targets", "tail", "kept")), job.outcome.seconds]
         rows.append([label, *cells, f"computed {computed}" if computed else "all cached"])
     console.table(["job", "rows", "targets", "tail", "kept", "seconds", "outcome"], rows)

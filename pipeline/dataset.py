@@ -47,14 +47,29 @@ VERIFY = ("touch", "full", "sizes")
 Sample = dict[str, "torch.Tensor"]
 
 
-def open_dataset(path: str | os.PathLike[str], columns: Sequence[str] | None = None, verify: str = "touch") -> "WindowDataset":
-    """A finished dataset, `outputs/<name>`.
+def open_dataset(
+    path: str | os.PathLike[str], columns: Sequence[str] | None = None, verify: str = "touch", split: str | None = None
+) -> "WindowDataset":
+    """A finished dataset, `outputs/<name>`; where it has splits, one of them, which is the folder `outputs/<name>/<split>`.
 
     `columns` names the columns to give, by default all but `embeddings`, whose rows are hundreds of times as large.
     Raises ConfigError where `path` is no dataset or has no such column, IntegrityError where its files are not
     those of its manifest.
     """
+    if split is not None:
+        require_split(Path(path), split)
+        path = Path(path) / split
     return WindowDataset(path, columns, verify)
+
+
+def require_split(path: Path, split: str | None) -> None:
+    """Raise ConfigError where the dataset at `path` has no such split, or has splits and none is named."""
+    manifest = unseal(path / "manifest.json") or {}
+    known = list(manifest.get("splits", {}))
+    if known and split not in known:
+        raise ConfigError(f"{str(path)!r} has the splits {', '.join(known)}: open one of them, as in split={known[0]!r}.")
+    if manifest and not known and split is not None:
+        raise ConfigError(f"{str(path)!r} has no splits: leave out split={split!r}.")
 
 
 class WindowDataset:
@@ -215,6 +230,7 @@ class WindowDataset:
         path = self.path / "manifest.json"
         if not path.is_file():
             raise ConfigError(f"{str(self.path)!r} is no finished dataset: it has no manifest.json.")
+        require_split(self.path, None)
         manifest = unseal(path)
         if manifest is None:
             raise IntegrityError(f"{str(path)!r} is not as it was written: run the pipeline again to restore it.")

@@ -35,12 +35,12 @@ WORKSHOP = ".tmp"  # beside the dataset: where it is built
 REPORT = "report.html"
 UNLISTED = ("run.json", REPORT)  # beside the manifest: what differs between equal runs
 SWEEP = "sweep.html"  # beside the jobs of a sweep
-STAGES = ("load", "tokenizer", "tokenize", "encode", "window", "embed")
+STAGES = ("load", "fingerprint", "selection", "tokenizer", "tokenize", "encode", "arrange", "window", "embed")
 
 
 def in_order(stages: Json) -> list[tuple[str, Any]]:
-    """What is known by stage, in the order of the line."""
-    return [(stage, stages[stage]) for stage in STAGES if stage in stages]
+    """What is known by stage, or by stage and split, in the order of the line."""
+    return [(name, known) for stage in STAGES for name, known in stages.items() if name.partition(" ")[0] == stage]
 
 
 def require_ours(folder: Path) -> None:
@@ -112,6 +112,11 @@ def dataset_json(schema: Any, names: list[str], fingerprint: str, description: s
     return {"state.json": _json(state), "dataset_info.json": _json(info)}
 
 
+def split_json(names: list[str]) -> bytes:
+    """`dataset_dict.json` as `datasets.DatasetDict.save_to_disk` lays it out."""
+    return _json({"splits": names})
+
+
 def card(name: str, manifest: Json) -> bytes:
     """The dataset card: YAML front matter by huggingface_hub, then what a person wants to know first."""
     from huggingface_hub.repocard_data import DatasetCardData
@@ -157,15 +162,8 @@ def publish(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, 
     `links` maps names in the folder to a finished file of the cache and its receipt; `texts` are
     small files by content; `manifest` gains "files". Raises ConfigError where something that is not ours is there.
     """
-    import hashlib
-
-    notes = {
-        name: {"bytes": note["bytes"], "sha256": note["sha256"]}
-        | {k: v for k, v in note.get("counts", {}).items() if k == "rows"}
-        for name, (_, note) in links.items()
-    }
-    notes |= {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in texts.items()}
-    manifest = {"schema": files.SCHEMA, **manifest, "files": notes}
+    manifest = describe(links, texts, manifest)
+    notes = manifest["files"]
     require_ours(folder)
     try:
         with _workshop(folder, run) as place:
@@ -175,6 +173,19 @@ def publish(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, 
     except OSError as error:
         raise from_os_error(error, folder) from error
     return True
+
+
+def describe(links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json) -> Json:
+    """The manifest of a folder that holds these files, by name: with "files", each with its size, hash and rows."""
+    import hashlib
+
+    notes = {
+        name: {"bytes": note["bytes"], "sha256": note["sha256"]}
+        | {k: v for k, v in note.get("counts", {}).items() if k == "rows"}
+        for name, (_, note) in links.items()
+    }
+    notes |= {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in texts.items()}
+    return {"schema": files.SCHEMA, **manifest, "files": notes}
 
 
 @contextlib.contextmanager

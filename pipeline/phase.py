@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -116,6 +116,11 @@ class Line:
     entries: dict[str, Entry] = field(default_factory=dict)  # of this run, by key, to explain what changed upstream
     reports: dict[str, Report] = field(default_factory=dict)
     ledger: Json = field(default_factory=dict)  # of every stage so far: counts by stage
+    split: str = ""  # where stages run once per split: which one
+
+    def branch(self, split: str) -> "Line":
+        """The same line for the stages of one split, which have a ledger of their own; it tells in the same table."""
+        return replace(self, ledger=dict(self.ledger), split=split) if split else self
 
     def entry(self, stage: str, **identity: Any) -> Entry:
         """The entry of a stage, protected from `gc` from here on."""
@@ -130,17 +135,20 @@ class Line:
 
     def tell(self, entry: Entry, manifest: Json, seconds: float = 0.0, made: int = 0, total: int = 0) -> None:
         """Note what happened to a stage, once; where an earlier result was of no use, say why."""
-        if entry.stage in self.reports:
+        name = f"{entry.stage} {self.split}".strip()
+        if name in self.reports:
             return
         self.ledger |= manifest["ledger"]
         counts = self.ledger.get(entry.stage, {})
         state = "cached" if not made else "computed" if made == total else f"computed {made} of {total} shards"
-        reasons = why(entry, self.entries) if made and made == total else []
+        reasons = [] if made < max(total, 1) else why(entry, self.entries)
+        if any("upstream.split " in reason for reason in reasons):
+            reasons = []  # another split's result is not an earlier one
         if reasons:
-            log.info("%s: computed, since an earlier result differs in %s", entry.stage, self._briefly(reasons))
+            log.info("%s: computed, since an earlier result differs in %s", name, self._briefly(reasons))
         size = sum(note["bytes"] for note in manifest["files"].values())
         tokens = counts.get("ids", counts.get("tokens", 0))
-        self.reports[entry.stage] = Report(entry.stage, entry.key, state, counts.get("rows", 0), tokens, size, seconds, reasons)
+        self.reports[name] = Report(name, entry.key, state, counts.get("rows", 0), tokens, size, seconds, reasons)
 
     def cached(self, entries: list[Entry]) -> Json | None:
         """The manifest of the last entry where it is whole, and so nothing before it is needed; else None."""
@@ -207,6 +215,6 @@ class Line:
                     files |= extra(files)
                 manifest = step.entry.finish(list(files), list(files.values()), ledger=ledger, rows=counts["rows"])
                 seconds = [result[index][1] for result in results]
-                self.tell(step.entry, manifest, sum(seconds), sum(s > 0 for s in seconds), len(items))
+                self.tell(step.entry, manifest, sum(seconds), sum(s > 0 for s in seconds) or not items, max(len(items), 1))
         assert manifest is not None
         return manifest

@@ -1,6 +1,6 @@
 """The line of stages, on one screen.
 
-    plan ─▶ load ▶ tokenize ▶ encode ─▶ window ─▶ embed ─▶ outputs/<name>/
+    plan ─▶ load ▶ tokenize ▶ encode ─▶ (arrange) ─▶ window ─▶ embed ─▶ outputs/<name>/     once per split from `arrange` on
 
 `run` names every stage's entry by everything that can change its bytes, makes the last ones whole, and links
 the result into place. What each stage is made from stands in `steps.py`, how it is computed, cached and resumed
@@ -14,21 +14,25 @@ import os
 import platform
 import socket
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline import (
     __version__,
+    arrange,
     backends,
     corpus,
     embedding,
     engine,
     estimate,
+    files,
+    fingerprint,
     hub,
     output,
     plan,
+    selection,
     steps,
     tokenizer,
     vocabulary,
@@ -42,6 +46,7 @@ from pipeline.phase import Line, Report
 
 log = logging.getLogger(__name__)
 STAGES = (corpus, tokenizer, vocabulary, window, embedding)
+CHOOSING = (fingerprint, selection, arrange)  # stages that a run has only where it is asked for
 
 
 @dataclass
@@ -50,11 +55,12 @@ class Outcome:
 
     folder: Path
     stages: list[Report]
-    ledger: Json
+    ledger: Json  # of the only split, or the first
     rows: int
     seconds: float
     published: bool  # False: the same dataset was there already
     plan: Json | None = None  # what plan=true had said of it
+    splits: dict[str, Json] = field(default_factory=dict)  # the ledger of each; "" where there are none
 
 
 def run(config: configs.Config, job: str | None = None, recorded: Json | None = None) -> Outcome:
@@ -79,18 +85,19 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     cache = Cache.open(Path(config.cache.dir))
     try:
         try:
-            line, planned, published = _run(config, recorded, origin, cache, folder)
+            line, planned, manifests, published = _run(config, recorded, origin, cache, folder)
         except steps.BackendDiffers as differing:
             log.warning("%s: tokenizer.backend=hf is used instead", differing)
             slow = replace(config, tokenizer=replace(config.tokenizer, backend="hf"))
-            line, planned, published = _run(slow, recorded, origin, cache, folder)
+            line, planned, manifests, published = _run(slow, recorded, origin, cache, folder)
     finally:
         cache.close()
     reports = [report for _, report in output.in_order(line.reports)]
-    rows = line.ledger["window"]["rows"]
+    ledgers = {split: manifest["ledger"] for split, manifest in manifests.items()}
+    rows = sum(manifest["rows"] for manifest in manifests.values())
     seconds = time.monotonic() - started
     told = estimate.recall(cache.root, asked, sum(source.bytes for source in planned.sources))
-    outcome = Outcome(folder, reports, line.ledger, rows, seconds, published, told)
+    outcome = Outcome(folder, reports, next(iter(ledgers.values())), rows, seconds, published, told, ledgers)
     record = {
         "started": begun.isoformat(),
         "seconds": outcome.seconds,
@@ -123,52 +130,49 @@ def _report(folder: Path, run: str) -> None:
 
 def _run(
     config: configs.Config, recorded: Json, origin: Json | None, cache: Cache, folder: Path
-) -> tuple[Line, plan.Plan, bool]:
+) -> tuple[Line, plan.Plan, dict[str, Json], bool]:
     line = Line(cache, config.engine)
     with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
         found = None if tokenizer.trained(config.tokenizer) else aside(steps.find_tokenizer, line, config)
         planned = plan.make(config.corpus, cache, config.cache.trust_stat, config.engine.workers or engine.cores())
         load = steps.load(line, config, planned)
-        ready = found.result() if found else steps.train_tokenizer(line, config, planned, load)
+        choosing = selection.wanted(config.selection, config.split)
+        chosen = steps.make_verdicts(line, config, planned, load) if choosing else None
+        ready = found.result() if found else steps.train_tokenizer(line, config, planned, load, chosen)
     encoded = steps.make_ids(line, config, planned, load, ready)
-    windows = steps.make_windows(line, config, planned, ready, encoded)
-    vectors = steps.make_vectors(line, config, ready, windows) if config.embedding.kind != "none" else None
-    return line, planned, _publish(folder, config, recorded, origin, planned, line, ready, encoded, windows, vectors)
+    streams = steps.make_streams(line, config, planned, ready, encoded, chosen)
+    branches = [line.branch(ids.split) for ids in streams]
+    windows = [steps.make_windows(own, config, planned, ready, ids) for own, ids in zip(branches, streams, strict=True)]
+    slots = sum(manifest["ledger"]["window"]["slots"] for _, manifest in windows)
+    vectors: list[steps.Result | None] = [None] * len(windows)
+    if config.embedding.kind != "none":
+        vectors = [steps.make_vectors(own, config, ready, rows, slots) for own, rows in zip(branches, windows, strict=True)]
+    about = _about(config, recorded, origin, planned, line, ready)
+    parts = {
+        ids.split: _part(about, line, ready, ids, rows, table)
+        for ids, rows, table in zip(streams, windows, vectors, strict=True)
+    }
+    links, texts, manifest = parts[""] if "" in parts else _together(about, parts, chosen)
+    if chosen and config.selection.duplicates != "none":
+        links[steps.REJECTS] = _file((chosen.entry, chosen.manifest), steps.REJECTS)
+    texts["README.md"] = output.card(about["name"], manifest)
+    published = output.publish(folder, links, texts, manifest, line.cache.run)
+    return line, planned, {name: part[2] for name, part in parts.items()}, published
 
 
 # -- the folder that comes out ----------------------------------------------------------------------------
 
+Part = tuple[dict[str, tuple[Path, Json]], dict[str, bytes], Json]  # finished files, small files, manifest: see output.publish
 
-def _publish(
-    folder: Path,
-    config: configs.Config,
-    recorded: Json,
-    origin: Json | None,
-    planned: plan.Plan,
-    line: Line,
-    ready: steps.Ready,
-    encoded: steps.Result,
-    windows: steps.Result,
-    vectors: steps.Result | None,
-) -> bool:
-    """Link the finished files into `folder`, with what describes them. False where they are there already."""
-    links = {"documents.arrow": _file(encoded, "documents.arrow")}
-    for name in ready.manifest["files"]:
-        links[name if name == "vocabulary.json" else f"tokenizer/{name}"] = _file((ready.entry, ready.manifest), name)
-    rows = windows
-    if vectors:
-        links[steps.TABLES] = _file(vectors, steps.TABLES)
-        rows = vectors if len(vectors[1]["files"]) > 1 else windows
-    data = {f"data-{name}": _file(rows, name) for name in rows[1]["files"] if name != steps.TABLES}
-    schema = read_schema(next(iter(data.values()))[0])
-    name = configs.output_name(config)
-    manifest = {
-        "name": name,
+
+def _about(
+    config: configs.Config, recorded: Json, origin: Json | None, planned: plan.Plan, line: Line, ready: steps.Ready
+) -> Json:
+    """What a manifest says of the whole run."""
+    used = {entry.stage for entry in line.entries.values()}
+    return {
+        "name": configs.output_name(config),
         "config": recorded,
-        "keys": {entry.stage: entry.key for entry in line.entries.values()},
-        "ledger": windows[1]["ledger"],
-        "rows": windows[1]["rows"],
-        "shift": json.loads(schema.metadata[b"pipeline"])["targets"],
         "sources": [asdict(source) for source in planned.sources],
         **({"corpus": origin} if origin else {}),
         "tokenizer": {"backend": ready.backend, **tokenizer.origin(config.tokenizer)},
@@ -177,12 +181,64 @@ def _publish(
             "pipeline": __version__,
             "pyarrow": pa.__version__,
             "backend": backends.version(ready.backend),
-            "stages": {module.__name__.rpartition(".")[2]: module.VERSION for module in STAGES},
+            "stages": {
+                module.__name__.rpartition(".")[2]: module.VERSION
+                for module in STAGES + tuple(module for module in CHOOSING if module.__name__.rpartition(".")[2] in used)
+            },
         },
     }
-    texts = output.dataset_json(schema, list(data), rows[0].key, manifest["shift"])
-    texts["README.md"] = output.card(name, manifest)
-    return output.publish(folder, data | links, texts, manifest, line.cache.run)
+
+
+def _part(
+    about: Json, line: Line, ready: steps.Ready, ids: steps.Ids, windows: steps.Result, vectors: steps.Result | None
+) -> Part:
+    """The dataset of one split, or of all: complete in itself."""
+    links = {steps.DOCUMENTS_FILE: ids.documents}
+    for name in ready.manifest["files"]:
+        links[name if name == "vocabulary.json" else f"tokenizer/{name}"] = _file((ready.entry, ready.manifest), name)
+    rows = windows
+    if vectors:
+        links[steps.TABLES] = _file(vectors, steps.TABLES)
+        rows = vectors if len(vectors[1]["files"]) > 1 else windows
+    data = {f"data-{name}": _file(rows, name) for name in rows[1]["files"] if name != steps.TABLES}
+    schema = read_schema(next(iter(data.values()))[0])
+    own = [windows[0], *([vectors[0]] if vectors else [])]
+    keys = {entry.stage: entry.key for entry in line.entries.values() if entry.stage not in ("window", "embed")}
+    manifest = {
+        **about,
+        **({"split": ids.split} if ids.split else {}),
+        "keys": keys | {entry.stage: entry.key for entry in own},
+        "ledger": windows[1]["ledger"],
+        "rows": windows[1]["rows"],
+        "shift": json.loads(schema.metadata[b"pipeline"])["targets"],
+    }
+    return data | links, output.dataset_json(schema, list(data), rows[0].key, manifest["shift"]), manifest
+
+
+def _together(about: Json, parts: dict[str, Part], chosen: steps.Chosen | None) -> Part:
+    """The folder of all splits: each a folder in it, complete in itself, and what tells `datasets` of them."""
+    links: dict[str, tuple[Path, Json]] = {}
+    texts = {"dataset_dict.json": output.split_json(list(parts))}
+    for split, (own, small, manifest) in parts.items():
+        small = small | {"manifest.json": files.seal(output.describe(own, small, manifest))}
+        links |= {f"{split}/{name}": file for name, file in own.items()}
+        texts |= {f"{split}/{name}": data for name, data in small.items()}
+    first = next(iter(parts.values()))[2]
+    shared = {stage: counts for stage, counts in first["ledger"].items() if stage != "window"}
+    splits = {split: {"rows": part[2]["rows"], "ledger": part[2]["ledger"]["window"]} for split, part in parts.items()}
+    return (
+        links,
+        texts,
+        {
+            **about,
+            "splits": splits,
+            "overlap": chosen.manifest["overlap"] if chosen else {},
+            "keys": {stage: key for stage, key in first["keys"].items() if stage not in ("window", "embed")},
+            "ledger": shared,
+            "rows": sum(split["rows"] for split in splits.values()),
+            "shift": first["shift"],
+        },
+    )
 
 
 def _file(stage: steps.Result, name: str) -> tuple[Path, Json]:

@@ -18,19 +18,22 @@ Memory: 56 bytes per document and what the pairs that are alike take; signatures
 """
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import split
-from pipeline.arrow import adjoin, numbers, read_batches, to_numpy
+from pipeline.arrow import adjoin, flags, numbers, read_batches, to_numpy
 from pipeline.config import Selection, Split
 from pipeline.errors import InputError
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 DUPLICATE, NEAR, GAP = -1, -2, -3  # verdicts of documents that are in no split
@@ -239,12 +242,18 @@ def components(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 # -- overlap between splits -------------------------------------------------------------------------------
 
 
-def overlap(documents: Documents, verdicts: np.ndarray, splits: Split, threshold: float) -> dict[str, Any]:
+def overlap(
+    documents: Documents, verdicts: np.ndarray, splits: Split, threshold: float, sources: Sequence[str]
+) -> dict[str, Any]:
     """For each held-out split: its kept `documents`, how many are `exact` or `near` copies of one in train, `pairs`.
 
-    `pairs` names up to five: [held-out document, document of train, "exact" or "near"], by number. Empty where
+    `pairs` names up to five: [held-out document, document of train, "exact" or "near"], by where they lie. Empty where
     `split.overlap=none`, or there is no train split.
     """
+
+    def where(number: int) -> str:
+        return f"{sources[int(documents.source[number])]!r} from {int(documents.start[number])}"
+
     names = split.names(splits)
     if splits.overlap == "none" or "train" not in names:
         return {}
@@ -267,7 +276,7 @@ def overlap(documents: Documents, verdicts: np.ndarray, splits: Split, threshold
             "documents": int(own.sum()),
             "exact": int((own & (kind == 1)).sum()),
             "near": int((own & (kind == 2)).sum()),
-            "pairs": [[int(i), int(repeated[i]), "exact" if kind[i] == 1 else "near"] for i in pairs],
+            "pairs": [[where(i), where(int(repeated[i])), "exact" if kind[i] == 1 else "near"] for i in pairs.tolist()],
         }
     return found
 
@@ -282,17 +291,26 @@ def _first_of(hashes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.where(chosen | (found == len(hashes)), -1, found)
 
 
-def require_apart(found: dict[str, Any], splits: Split, name: Callable[[int], str]) -> None:
-    """Raise InputError where more of a held-out split repeats train than `split.max_overlap` allows.
+def report(found: dict[str, Any]) -> None:
+    """Say how many documents of each held-out split are copies of documents in train."""
+    for held, facts in found.items():
+        many = facts["exact"] + facts["near"]
+        log.log(
+            logging.WARNING if many else logging.INFO,
+            "selection: %d of %d documents of %s are copies of ones in train (%d exact, %d near)%s",
+            *(many, facts["documents"], held, facts["exact"], facts["near"]),
+            "; selection.duplicates=near drops them" if many else "",
+        )
 
-    `found` is what `overlap` gave; `name` says where the document of a number lies.
-    """
+
+def require_apart(found: dict[str, Any], splits: Split) -> None:
+    """Raise InputError where more of a held-out split repeats train than `split.max_overlap` allows: see `overlap`."""
     if splits.max_overlap is None:
         return
     for held, facts in found.items():
         share = (facts["exact"] + facts["near"]) / max(facts["documents"], 1)
         if share > splits.max_overlap:
-            pairs = "; ".join(f"{name(i)} repeats {name(j)} ({how})" for i, j, how in facts["pairs"])
+            pairs = "; ".join(f"{i} repeats {j} ({how})" for i, j, how in facts["pairs"])
             raise InputError(
                 f"{facts['exact'] + facts['near']} of {facts['documents']} documents of {held} are copies of ones in train "
                 f"({facts['exact']} exact, {facts['near']} near), {share:.2%}: more than split.max_overlap="
@@ -304,7 +322,7 @@ def require_apart(found: dict[str, Any], splits: Split, name: Callable[[int], st
 # -- files ------------------------------------------------------------------------------------------------
 
 
-def write_verdicts(file: BinaryIO, verdicts: np.ndarray, shards: np.ndarray) -> None:
+def write_verdicts(file: Any, verdicts: np.ndarray, shards: np.ndarray) -> None:
     """One record batch per shard, with the column `verdict` int8."""
     with pa.ipc.new_stream(file, SCHEMA) as writer:
         for low, high in zip(shards[:-1].tolist(), shards[1:].tolist(), strict=True):
@@ -316,9 +334,7 @@ def read_verdicts(path: Path) -> list[np.ndarray]:
     return [to_numpy(batch["verdict"]) for batch in read_batches(path)]
 
 
-def write_rejects(
-    file: BinaryIO, documents: Documents, verdicts: np.ndarray, repeats: np.ndarray, sources: Sequence[str]
-) -> None:
+def write_rejects(file: Any, documents: Documents, verdicts: np.ndarray, repeats: np.ndarray, sources: Sequence[str]) -> None:
     """A line of JSON for each document that is a copy: where it lies, why it is dropped, and what it repeats."""
 
     def place(number: int) -> dict[str, Any]:
@@ -340,3 +356,17 @@ def account(documents: Documents, verdicts: np.ndarray, splits: Split) -> Counte
         if own.any() or number >= 0:
             counts[f"{name}_documents"], counts[f"{name}_bytes"] = int(own.sum()), int(documents.bytes[own].sum())
     return counts
+
+
+def pick(batches: Iterable[pa.RecordBatch], verdicts: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """The rows of a shard of `load` whose document is in the first split, which is train where there are splits."""
+    before = 0
+    for batch in batches:
+        ends = flags(batch["ends"])
+        document = before + np.cumsum(ends) - ends
+        before += int(ends.sum())
+        rows = np.flatnonzero(verdicts[document] == 0)
+        if len(rows) == len(batch):
+            yield batch
+        elif len(rows):
+            yield batch.take(numbers(rows))

@@ -1,7 +1,9 @@
 """Each stage as a step of the line: what its key is made of, what it reads, and how its batches are made.
 
+    load ▶ fingerprint ─▶ selection  where splits or duplicates ask for it, `make_verdicts`
     corpus ─▶ load ─▶ tokenizer      trained kinds read what `load` wrote
     load ▶ tokenize ▶ encode         one phase over input shards, `make_ids`
+    arrange                          where the stream is not all documents in their order, `make_streams`
     window                           one over window shards, `make_windows`
     embed                            one over the same, `make_vectors`
 
@@ -20,18 +22,36 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import backends, batches, console, corpus, embedding, engine, model, plan, tokenizer, vocabulary, window
+from pipeline import (
+    arrange,
+    backends,
+    batches,
+    console,
+    corpus,
+    embedding,
+    engine,
+    fingerprint,
+    model,
+    plan,
+    selection,
+    split,
+    tokenizer,
+    vocabulary,
+    window,
+)
 from pipeline import config as configs
 from pipeline.arrow import numbers, read_batches, read_schema
 from pipeline.cache import Entry
-from pipeline.files import Json, expect_space, require_space
+from pipeline.errors import InputError
+from pipeline.files import Json, digest, expect_space, require_space
 from pipeline.phase import Line, Made, Step, file_name
-from pipeline.stream import Stream
+from pipeline.stream import AnyStream, Stream
 
 log = logging.getLogger(__name__)
 PROOF_BYTES = 1 << 17  # of text on which a fast tokenizer is compared with the reference in every run that uses it
 BYTES_PER_TOKEN = 4  # of English text and a learned vocabulary, for the estimate of what a run stores
-TABLES = "embeddings.safetensors"
+TABLES, DOCUMENTS_FILE = "embeddings.safetensors", "documents.arrow"
+VERDICTS, REJECTS = "verdicts.arrow", "duplicates.jsonl"
 Result = tuple[Entry, Json]  # an entry that is whole, and its manifest
 DOCUMENTS = pa.schema(
     [("source", pa.int32()), ("start", pa.int64()), ("end", pa.int64()), ("first", pa.int64()), ("tokens", pa.int64())]
@@ -48,9 +68,23 @@ def name_load(name: Name, config: configs.Config, sha256: str) -> Entry:
     return name("load", version=corpus.VERSION, corpus=corpus.identity(config.corpus), input=sha256)
 
 
-def name_tokenizer(name: Name, config: configs.Config, load: Entry | None) -> Entry:
-    """The entry of the tokenizer; `load` is what it is trained on, if it is."""
-    upstream = {"upstream": {"load": load.key}} if load else {}
+def name_fingerprint(name: Name, config: configs.Config, load: Entry) -> Entry:
+    """The entry of `fingerprint`."""
+    settings = fingerprint.identity(config.selection, selection.signed(config.selection, config.split))
+    return name("fingerprint", version=fingerprint.VERSION, fingerprint=settings, upstream={"load": load.key})
+
+
+def name_selection(name: Name, config: configs.Config, fingerprints: Entry, files: list[int] | None) -> Entry:
+    """The entry of `selection`; `files` is the split of each file, where files are what is split."""
+    settings = selection.identity(config.selection, config.split)
+    upstream = {"fingerprint": fingerprints.key}
+    return name("selection", version=selection.VERSION, selection=settings, files=files and digest(files), upstream=upstream)
+
+
+def name_tokenizer(name: Name, config: configs.Config, load: Entry | None, chosen: Entry | None = None) -> Entry:
+    """The entry of the tokenizer; `load` is what it is trained on, if it is, and `chosen` says on which documents of it."""
+    keys = {entry.stage: entry.key for entry in (load, chosen) if entry}
+    upstream = {"upstream": keys} if keys else {}
     return name("tokenizer", version=tokenizer.VERSION, tokenizer=tokenizer.identity(config.tokenizer), **upstream)
 
 
@@ -71,9 +105,20 @@ def name_encode(name: Name, config: configs.Config, tokenize: Entry) -> Entry:
     return name("encode", version=vocabulary.VERSION, vocabulary=settings, upstream={"tokenize": tokenize.key})
 
 
-def name_window(name: Name, config: configs.Config, encode: Entry) -> Entry:
-    """The entry of `window`."""
-    return name("window", version=window.VERSION, window=window.identity(config.window), upstream={"encode": encode.key})
+def name_arrange(name: Name, config: configs.Config, encode: Entry, chosen: Entry | None) -> Entry:
+    """The entry of `arrange`."""
+    keys = {entry.stage: entry.key for entry in (encode, chosen) if entry}
+    splits = list(split.names(config.split))
+    return name("arrange", version=arrange.VERSION, arrange=arrange.identity(config.split), splits=splits, upstream=keys)
+
+
+def name_window(name: Name, config: configs.Config, ids: Entry, part: str = "") -> Entry:
+    """The entry of `window` over the stream that `ids` holds: that of `encode`, or a split of `arrange`."""
+    settings = window.identity(config.window)
+    if config.split.shuffle == "windows":
+        settings["shuffle"] = config.split.seed
+    upstream = {ids.stage: ids.key} | ({"split": part} if part else {})
+    return name("window", version=window.VERSION, window=settings, upstream=upstream)
 
 
 def name_embed(name: Name, config: configs.Config, windows: Entry, written: bool) -> Entry:
@@ -86,6 +131,75 @@ def load(line: Line, config: configs.Config, planned: plan.Plan) -> Step:
     """Stage `load`."""
     entry = name_load(line.entry, config, planned.sha256)
     return Step(entry, partial(_load, settings=config.corpus, rehash=not config.cache.trust_stat))
+
+
+# -- which documents: verdicts need the whole corpus ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A verdict for each document, in the cache."""
+
+    entry: Entry
+    manifest: Json = field(hash=False, compare=False)
+
+    def verdicts(self) -> list[np.ndarray]:
+        """Of the documents of each input shard, int8."""
+        return selection.read_verdicts(self.entry.path(VERDICTS))
+
+
+def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, load: Step) -> Chosen:
+    """Fingerprints of all documents, and what follows from them. Raises InputError where too many copies cross splits."""
+    near = selection.signed(config.selection, config.split)
+    prints = name_fingerprint(line.entry, config, load.entry)
+    by_files = config.split.by == "files" and bool(split.names(config.split))
+    sources = [source.path for source in planned.sources]
+    files = split.assign_files(sources, config.split).tolist() if by_files else None
+    entry = name_selection(line.entry, config, prints, files)
+    if (manifest := line.cached([load.entry, prints, entry])) is None:
+        step = Step(prints, partial(_fingerprint, settings=config.selection, near=near))
+        made = line.fulfil([load, step], list(planned.shards), planned.bytes, {})
+        corpus.require_documents(Counter(made["ledger"]["load"]), planned)
+        with line.cache.lock(entry):
+            if (manifest := line.cached([entry])) is None:
+                started = time.perf_counter()
+                documents = selection.read([prints.path(name) for name in made["files"]])
+                manifest = _decide(entry, config, documents, files, sources, made["ledger"])
+                line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
+    selection.report(manifest["overlap"])
+    selection.require_apart(manifest["overlap"], config.split)
+    return Chosen(entry, manifest)
+
+
+def _fingerprint(source: Any, shard: Any, counts: "Counter[str]", settings: configs.Selection, near: bool) -> Made:
+    return fingerprint.schema(settings, near), fingerprint.fingerprint(source, settings, near, counts)
+
+
+def _decide(
+    entry: Entry,
+    config: configs.Config,
+    documents: selection.Documents,
+    files: list[int] | None,
+    sources: list[str],
+    ledger: Json,
+) -> Json:
+    """Write the verdicts and the rejects, and publish the entry."""
+    if files is not None:
+        splits = np.array(files, np.int8)[documents.source]
+    elif split.names(config.split):
+        splits = split.assign(documents.hash[:, 0], config.split)
+    else:
+        splits = np.zeros(len(documents), np.int8)
+    verdicts, repeats = selection.decide(documents, splits, config.selection)
+    with entry.write(VERDICTS) as file:
+        selection.write_verdicts(file, verdicts, documents.shards)
+    with entry.write(REJECTS) as rejects:
+        selection.write_rejects(rejects, documents, verdicts, repeats, sources)
+    counts = selection.account(documents, verdicts, config.split)
+    found = selection.overlap(documents, verdicts, config.split, config.selection.threshold, sources)
+    files_written = {VERDICTS: file.note, REJECTS: rejects.note}
+    ledger = {**ledger, "selection": dict(sorted(counts.items()))}
+    return entry.finish(list(files_written), list(files_written.values()), ledger=ledger, overlap=found)
 
 
 # -- tokenizer: a step of its own, since the trained kinds must see the corpus first ----------------------
@@ -111,13 +225,15 @@ def find_tokenizer(line: Line, config: configs.Config) -> Ready:
     return _ready(line, config, entry, lambda: tokenizer.find(config.tokenizer))
 
 
-def train_tokenizer(line: Line, config: configs.Config, planned: plan.Plan, load: Step) -> Ready:
-    """A tokenizer trained on what `load` gives, in the cache."""
-    entry = name_tokenizer(line.entry, config, load.entry)
+def train_tokenizer(line: Line, config: configs.Config, planned: plan.Plan, load: Step, chosen: Chosen | None) -> Ready:
+    """A tokenizer trained on what `load` gives, in the cache; with splits, on the documents of the first, which is train."""
+    entry = name_tokenizer(line.entry, config, load.entry, chosen.entry if chosen else None)
 
     def texts() -> Iterator[pa.StringArray]:
+        verdicts = chosen.verdicts() if chosen else None
         for shard in planned.shards:
-            for batch in read_batches(load.entry.path(file_name(shard.index))):
+            batches = read_batches(load.entry.path(file_name(shard.index)))
+            for batch in selection.pick(batches, verdicts[shard.index]) if verdicts is not None else batches:
                 engine.checkpoint()
                 yield batch["text"]
 
@@ -178,9 +294,9 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
     ]
 
     def documents(files: Json) -> Json:
-        with encode.write("documents.arrow") as file:
+        with encode.write(DOCUMENTS_FILE) as file:
             _write_documents(file, open_stream(encode, files, marks.dtype))
-        return {"documents.arrow": file.note}
+        return {DOCUMENTS_FILE: file.note}
 
     with engine.beside() as aside:
         proof = None
@@ -219,7 +335,7 @@ def _encode(source: Any, shard: Any, counts: "Counter[str]", marks: vocabulary.M
 
 def open_stream(encode: Entry, files: Json, dtype: str) -> Stream:
     """The stream over the files of an `encode` entry, by their receipts."""
-    names = sorted(name for name in files if name != "documents.arrow")
+    names = sorted(name for name in files if name != DOCUMENTS_FILE)
     return Stream([encode.path(name) for name in names], [files[name]["counts"].get("ids", 0) for name in names], dtype)
 
 
@@ -259,25 +375,81 @@ def _judge(proof: tokenizer.Proof, ready: Ready) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Ids:
+    """The stream that windows are cut from: all that `encode` gave, or a split of it."""
+
+    split: str  # "" where there are no splits
+    entry: Entry  # what made it
+    ledger: Json = field(hash=False, compare=False)
+    stream: Callable[[], AnyStream]
+    documents: tuple[Path, Json] = field(hash=False, compare=False)  # its table of documents, and the receipt
+
+
+def make_streams(
+    line: Line, config: configs.Config, planned: plan.Plan, ready: Ready, encoded: Result, chosen: Chosen | None
+) -> list[Ids]:
+    """One stream for each split, or the only one. Raises InputError where one would be empty."""
+    encode, made = encoded
+    dtype = vocabulary.dtype(config.vocabulary, ready.open().size).name
+    base = partial(open_stream, encode, made["files"], dtype)
+    table = encode.path(DOCUMENTS_FILE)
+    if chosen is None and config.split.shuffle != "documents":
+        return [Ids("", encode, made["ledger"], base, (table, made["files"][DOCUMENTS_FILE]))]
+    corpus.require_documents(Counter(made["ledger"]["load"]), planned)
+    entry = name_arrange(line.entry, config, encode, chosen.entry if chosen else None)
+    names = split.names(config.split)
+    if (manifest := line.cached([entry])) is None:
+        with line.cache.lock(entry):
+            if (manifest := line.cached([entry])) is None:
+                started = time.perf_counter()
+                documents = arrange.read_documents([table], [len(planned.sources)], [made["ledger"]["encode"]["ids"]])
+                verdicts = np.concatenate(chosen.verdicts()) if chosen else np.zeros(len(documents["source"]), np.int8)
+                files: Json = {}
+                for number, name in enumerate(names or ("all",)):
+                    order = arrange.order(np.flatnonzero(verdicts == number), config.split)
+                    with entry.write(f"{name}.arrow") as file:
+                        arrange.write(file, documents, order)
+                    files[f"{name}.arrow"] = file.note
+                counts = arrange.account(documents, verdicts, names)
+                ledger = made["ledger"] | (chosen.manifest["ledger"] if chosen else {}) | {"arrange": counts}
+                manifest = entry.finish(list(files), list(files.values()), ledger=ledger)
+                line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
+    arrange.require_documents(manifest["ledger"]["arrange"], names)
+
+    def ids(name: str) -> Ids:
+        path = entry.path(f"{name or 'all'}.arrow")
+        return Ids(name, entry, manifest["ledger"], partial(_arrangement, base, path), (path, manifest["files"][path.name]))
+
+    return [ids(name) for name in names or ("",)]
+
+
+def _arrangement(base: Callable[[], Stream], path: Path) -> arrange.Arrangement:
+    return arrange.Arrangement(base(), path)
+
+
 # -- windows and vectors ----------------------------------------------------------------------------------
 
 
-def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: Ready, encoded: Result) -> Result:
-    """Phase two. Returns the entry of the windows and its manifest."""
-    ids, manifest = encoded
-    entry = name_window(line.entry, config, ids)
+def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: Ready, ids: Ids) -> Result:
+    """Phase two. Returns the entry of the windows of a stream and its manifest."""
+    entry = name_window(line.entry, config, ids.entry, ids.split)
     if (cached := line.cached([entry])) is not None:
         return entry, cached
-    corpus.require_documents(Counter(manifest["ledger"]["load"]), planned)
+    corpus.require_documents(Counter(ids.ledger["load"]), planned)
     tok = ready.open()
-    stream = open_stream(ids, manifest["files"], vocabulary.dtype(config.vocabulary, tok.size).name)
+    stream = ids.stream()
     pad = tok.eos_id if tok.pad_id is None else tok.pad_id
     sources = [source.path for source in planned.sources]
-    settings, frame = unmarked(config.window, tok, manifest["ledger"]["encode"])
-    windows = window.plan(settings, stream.counts, stream.dtype, pad, frame, stream, sources)
+    settings, frame = unmarked(config.window, tok, ids.ledger["encode"])
+    order = config.split.seed if config.split.shuffle == "windows" else None
+    try:
+        windows = window.plan(settings, stream.counts, stream.dtype, pad, frame, stream, sources, order)
+    except InputError as error:
+        raise InputError(f"split {ids.split}: {error}" if ids.split else str(error)) from error
     require_space(line.cache.root, windows.bytes - entry.stored())
     step = Step(entry, partial(_window, stream=stream, windows=windows))
-    return entry, line.fulfil([step], list(windows.shards), windows.bytes, manifest["ledger"], windows.ledger)
+    return entry, line.fulfil([step], list(windows.shards), windows.bytes, ids.ledger, windows.ledger)
 
 
 def unmarked(settings: configs.Window, tok: tokenizer.Tokenizer, marked: Json) -> tuple[configs.Window, window.Frame]:
@@ -292,18 +464,25 @@ def unmarked(settings: configs.Window, tok: tokenizer.Tokenizer, marked: Json) -
     return settings, (before, after, typed)
 
 
-def _window(source: Any, shard: window.WindowShard, counts: "Counter[str]", stream: Stream, windows: window.WindowPlan) -> Made:
+def _window(
+    source: Any,
+    shard: window.WindowShard,
+    counts: "Counter[str]",
+    stream: AnyStream,
+    windows: window.WindowPlan,
+) -> Made:
     return window.schema(windows), window.chunk(stream, windows, shard)
 
 
-def make_vectors(line: Line, config: configs.Config, ready: Ready, windows: Result) -> Result:
-    """Phase three: the tables, and the vectors where they fit. Returns the entry and its manifest."""
+def make_vectors(line: Line, config: configs.Config, ready: Ready, windows: Result, slots: int) -> Result:
+    """Phase three: the tables, and the vectors where all `slots` of all splits fit. Returns the entry and its manifest."""
     settings, (rows, made) = config.embedding, windows
-    written, said = embedding.decide(settings, made["ledger"]["window"]["slots"])
+    written, said = embedding.decide(settings, slots)
     entry = name_embed(line.entry, config, rows, written)
     if (manifest := line.cached([entry])) is not None:
         return entry, manifest
-    log.info("embed: %s", said)
+    if not any(report.stage.startswith("embed") for report in line.reports.values()):  # once for all splits
+        log.info("embed: %s", said)
     tables = embedding.tables(settings, ready.open().size, config.window.context_length)
     size = sum(table.nbytes for table in tables.values())
     cost = embedding.vector_bytes(made["ledger"]["window"]["slots"], embedding.embedding_dim(settings), settings.dtype)

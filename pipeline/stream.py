@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,25 @@ class _Shard:
     batches: list[pa.RecordBatch]
     ids: list[np.ndarray]  # of each batch, end to end
     starts: np.ndarray  # position in the shard at which each batch begins, and the last one ends
+
+
+class AnyStream(Protocol):
+    """What windows are cut from: `Stream`, or an `arrange.Arrangement` of some of its documents. Shards are parts of it."""
+
+    dtype: np.dtype[Any]
+    counts: tuple[int, ...]
+    starts: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The IDs at positions [start, stop)."""
+
+    def document_lengths(self, shard: int) -> np.ndarray:
+        """IDs per document of a shard, int64 `[documents]`."""
+
+    def documents(self, shard: int) -> pa.RecordBatch:
+        """Where each document of a shard came from."""
 
 
 class Stream:

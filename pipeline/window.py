@@ -39,7 +39,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from pipeline import config
 from pipeline.arrow import adjoin, flat_list, numbers
 from pipeline.errors import ConfigError, InputError
-from pipeline.stream import Stream
+from pipeline.permutation import keys, permute
+from pipeline.stream import AnyStream
 
 VERSION = 1
 SHARD = 16 << 20  # bytes of rows in one file, where the whole stream is cut
@@ -93,6 +94,7 @@ class WindowPlan:
     shards: tuple[WindowShard, ...]
     ledger: dict[str, int]
     bytes: int
+    order: int | None = None  # seed of the rows' order; None: that of the stream
 
 
 def identity(w: config.Window) -> dict[str, Any]:
@@ -114,15 +116,16 @@ def plan(
     dtype: np.dtype[Any] | str,
     pad_id: int | None,
     frame: Frame | None,
-    stream: Stream,
+    stream: AnyStream,
     sources: Sequence[str] = (),
+    order: int | None = None,
 ) -> WindowPlan:
     """Count the rows and cut them into shards, from counts and lengths alone; nothing is written.
 
     `counts` are the IDs per ID shard; `pad_id` is the pad token's, else that of EOS, else None; `frame` is the
     tokenizer's own; `sources` name the input files in errors. Where windows cross documents a shard is about
     16 MiB of rows, and `stream` is not read. Else a shard has the rows of one ID shard, and the lengths of the
-    documents are read.
+    documents are read. `order` is the seed of a random order of the rows (see `shuffled`), None for that of the stream.
 
     Raises InputError where there would be no row or a document is too long; ConfigError where the tokenizer lacks
     a token that is needed, or the rows would take more than `window.max_bytes`.
@@ -154,7 +157,7 @@ def plan(
         step -= step % min(step, _most_rows(w, dtype))  # whole batches, where a shard has room for one
         edges = [*range(0, rows, step), rows]
     shards = tuple(WindowShard(i, start, stop) for i, (start, stop) in enumerate(itertools.pairwise(edges)))
-    return WindowPlan(w, dtype, pad_id or 0, frame, rows, shards, ledger, size)
+    return WindowPlan(w, dtype, pad_id or 0, frame, rows, shards, ledger, size, order)
 
 
 def expect(w: config.Window, dtype: np.dtype[Any], frame: Frame, lengths: np.ndarray) -> tuple[int, int, int, int]:
@@ -203,10 +206,12 @@ def schema(plan: WindowPlan) -> pa.Schema:
         meaning["attention_mask"] = MASK[w.mode]
     if plan.frame[2]:
         fields["token_type_ids"] = mask
+    if plan.order is not None:
+        meaning["shuffle"] = plan.order
     return pa.schema(list(fields.items()), metadata={"pipeline": json.dumps(meaning, sort_keys=True)})
 
 
-def chunk(stream: Stream, plan: WindowPlan, shard: WindowShard) -> Iterator[pa.RecordBatch]:
+def chunk(stream: AnyStream, plan: WindowPlan, shard: WindowShard) -> Iterator[pa.RecordBatch]:
     """The rows of a shard, in batches of about 2 MiB of input_ids that are cut from the plan alone."""
     w, columns = plan.window, schema(plan)
     lengths = np.array([len(stream)]) if crosses(w) else stream.document_lengths(shard.index)
@@ -215,11 +220,19 @@ def chunk(stream: Stream, plan: WindowPlan, shard: WindowShard) -> Iterator[pa.R
     make = {"sliding": _sliding, "prefix": _prefix, "document": _document}[w.mode]
     row = shard.start
     while row < shard.stop:
-        rows = np.arange(row, min(row + _most_rows(w, plan.dtype), shard.stop))
+        rows = shuffled(np.arange(row, min(row + _most_rows(w, plan.dtype), shard.stop)), plan.rows, plan.order)
         document = np.searchsorted(first_row, rows, "right") - 1
         arrays = make(stream, plan, begins[document], begins[document + 1], rows - first_row[document])
         yield pa.record_batch(arrays, schema=columns)
         row += len(arrays[0])
+
+
+def shuffled(rows: np.ndarray, count: int, order: int | None) -> np.ndarray:
+    """Which row in the order of the stream stands at each of `rows`, of `count`: int64, like `rows`.
+
+    `order` is the seed of `permutation.permute`; None where rows stand in the order of the stream.
+    """
+    return rows if order is None else permute(rows, count, keys(order, 0))
 
 
 def position(w: config.Window, lengths: np.ndarray, row: int) -> tuple[int, int]:
@@ -273,13 +286,18 @@ def rows_at(w: config.Window, lengths: np.ndarray, first: int, stop: int) -> ran
     return range(at(first)[0], at(stop - 1)[1])
 
 
-def _sliding(stream: Stream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray, nth: np.ndarray) -> list[pa.Array]:
+def _sliding(stream: AnyStream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray, nth: np.ndarray) -> list[pa.Array]:
     """Columns for window `nth` of the documents at [begin, end)."""
     length = plan.window.context_length
-    start = _near(begin + nth * _stride(plan.window), plan.dtype)
-    end = end[: len(start)]
-    ids = _read(stream, plan, start, end, length + 1)
-    inputs, targets = (_cut(ids[shift:], start - start[0], length) for shift in (0, 1))
+    start = begin + nth * _stride(plan.window)
+    if plan.order is not None:
+        ids = np.stack([_read(stream, plan, start[i : i + 1], end[i : i + 1], length + 1) for i in range(len(start))])
+        inputs, targets = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
+    else:
+        start = _near(start, plan.dtype)
+        end = end[: len(start)]
+        ids = _read(stream, plan, start, end, length + 1)
+        inputs, targets = (_cut(ids[shift:], start - start[0], length) for shift in (0, 1))
     if not _pads(plan.window):
         return [_lists(inputs), _lists(targets)]
     real, place = (end - start)[:, None], np.arange(length)  # real: IDs of the document from `start` on
@@ -289,7 +307,7 @@ def _sliding(stream: Stream, plan: WindowPlan, begin: np.ndarray, end: np.ndarra
     return [_lists(inputs), _lists(targets), _lists((place + 1 < real).view(np.uint8))]
 
 
-def _prefix(stream: Stream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray, nth: np.ndarray) -> list[pa.Array]:
+def _prefix(stream: AnyStream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray, nth: np.ndarray) -> list[pa.Array]:
     """Columns for the pair whose target is ID `nth` + 1 of the documents at [begin, end)."""
     target = begin + nth + 1
     start = _near(np.maximum(begin, target - plan.window.context_length), plan.dtype)
@@ -302,7 +320,7 @@ def _prefix(stream: Stream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray
     return [flat_list(numbers(ids[flat]), offsets), _lists(ids[target - start[0]][:, None])]
 
 
-def _document(stream: Stream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray, nth: np.ndarray) -> list[pa.Array]:
+def _document(stream: AnyStream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray, nth: np.ndarray) -> list[pa.Array]:
     """Columns for the documents at [begin, end); `nth` is 0."""
     w, (before, after, typed) = plan.window, plan.frame
     room, place = _room(w, plan.frame), np.arange(w.context_length)
@@ -330,7 +348,7 @@ def _near(start: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return start[:many]
 
 
-def _read(stream: Stream, plan: WindowPlan, start: np.ndarray, end: np.ndarray, length: int) -> np.ndarray:
+def _read(stream: AnyStream, plan: WindowPlan, start: np.ndarray, end: np.ndarray, length: int) -> np.ndarray:
     """The IDs from the first start to `length` behind the last one, padded where its document ends before."""
     stop = int(start[-1]) + length
     ids = stream.read(int(start[0]), min(stop, int(end[-1])))
@@ -376,7 +394,7 @@ def _most_rows(w: config.Window, dtype: np.dtype[Any]) -> int:
     return ROWS if w.mode == "prefix" else min(ROWS, max(1, BATCH // (w.context_length * dtype.itemsize)))
 
 
-def _lengths(w: config.Window, counts: Sequence[int], stream: Stream) -> Iterator[tuple[int, np.ndarray]]:
+def _lengths(w: config.Window, counts: Sequence[int], stream: AnyStream) -> Iterator[tuple[int, np.ndarray]]:
     """Lengths of what is cut on its own: of the stream, or of the documents of each ID shard."""
     if crosses(w):
         yield 0, np.array([sum(counts)], np.int64)
@@ -454,7 +472,7 @@ def _checked_frame(w: config.Window, dtype: np.dtype[Any], pad_id: int | None, f
 
 
 def _require_short(
-    w: config.Window, lengths: np.ndarray, room: int, stream: Stream, index: int, sources: Sequence[str]
+    w: config.Window, lengths: np.ndarray, room: int, stream: AnyStream, index: int, sources: Sequence[str]
 ) -> None:
     """Raise InputError naming the first document that does not fit a row."""
     long = np.flatnonzero(lengths > room)

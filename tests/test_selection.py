@@ -154,12 +154,19 @@ def test_a_planted_copy_across_splits_is_found_and_refused(tmp_path: Path) -> No
     verdicts = np.zeros(22, np.int8)
     verdicts[[7, 20, 21]] = 1
     settings = Split(validation=0.1, max_overlap=0.1)
-    facts = selection.overlap(found, verdicts, settings, 0.8)
-    assert facts == {"validation": {"documents": 3, "exact": 1, "near": 1, "pairs": [[20, 3, "near"], [21, 4, "exact"]]}}
-    with pytest.raises(InputError, match=r"2 of 3 documents of validation .* document 20 repeats document 3 \(near\)"):
-        selection.require_apart(facts, settings, "document {}".format)
-    selection.require_apart(facts, Split(validation=0.1), str)
-    selection.require_apart(facts, Split(validation=0.1, max_overlap=0.7), str)
+    facts = selection.overlap(found, verdicts, settings, 0.8, ["a"])
+    assert facts == {
+        "validation": {
+            "documents": 3,
+            "exact": 1,
+            "near": 1,
+            "pairs": [["'a' from 2000", "'a' from 300", "near"], ["'a' from 2100", "'a' from 400", "exact"]],
+        }
+    }
+    with pytest.raises(InputError, match=r"2 of 3 documents of validation .* 2000 repeats 'a' from 300 \(near\)"):
+        selection.require_apart(facts, settings)
+    selection.require_apart(facts, Split(validation=0.1))
+    selection.require_apart(facts, Split(validation=0.1, max_overlap=0.7))
 
 
 def test_bands_miss_one_pair_in_a_hundred_at_most() -> None:
