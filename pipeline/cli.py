@@ -319,7 +319,8 @@ def ledger_lines(ledger: dict[str, dict[str, int]], splits: dict[str, Any] | Non
     """
     load, tokenize, encode, arrange = (ledger.get(stage, {}) for stage in ("load", "tokenize", "encode", "arrange"))
     counts = {**load, **tokenize, **encode}
-    tokens, ids = encode.get("tokens", 0), encode.get("ids", 0)
+    tokens = encode.get("tokens", 0)
+    ids = tokens + encode.get("eos", 0) + encode.get("bos", 0)
     notes = [f"{said}: {counts[note]:,}" for note, said in NOTES.items() if counts.get(note)]
     lines = [
         ("text", f"{load.get('text_bytes', 0):,} bytes in {console.counted(load.get('documents', 0), 'document')}"),

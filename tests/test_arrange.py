@@ -1,0 +1,207 @@
+"""Splits, duplicates and shuffles from `arrange` on, against lists."""
+
+import hashlib
+import itertools
+import json
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from test_run import digests, table
+from test_stream import row, stream_of
+
+from conftest import composed
+from pipeline import arrange, open_dataset, split
+from pipeline.config import Split
+from pipeline.errors import ConfigError, InputError, IntegrityError
+from pipeline.permutation import keys, permute
+from pipeline.run import Outcome, run
+
+TEXTS = [
+    " ".join(random.Random(i).choices("fog ferry Hester letter late the of céu 你好".split(), k=i % 40 + 5)) for i in range(120)
+]
+TEXTS[50], TEXTS[90] = TEXTS[7], TEXTS[7]
+
+
+@pytest.fixture
+def texts(at: Path) -> Path:
+    (at / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return at
+
+
+def ran(*overrides: str) -> Outcome:
+    base = ["corpus=jsonl", "corpus.paths=[a.jsonl]", "tokenizer=words", "tokenizer.eos_token=END", "embedding=none"]
+    return run(composed(*base, "window.context_length=8", *overrides))
+
+
+def documents() -> list[list[int]]:
+    """The IDs of every document, by a run without splits whose windows are pairs."""
+    folder = ran("window.context_length=1", "name=whole").folder
+    rows = table(folder)
+    stream = [*rows["input_ids"].to_pylist(), rows["target_ids"].to_pylist()[-1]]
+    with pa.memory_map(str(folder / "documents.arrow")) as file, pa.ipc.open_stream(file) as reader:
+        places = reader.read_all().to_pydict()
+    flat = [i for one in stream for i in one]
+    return [flat[first : first + tokens] for first, tokens in zip(places["first"], places["tokens"], strict=True)]
+
+
+def verdict(text: str, settings: Split) -> str:
+    found = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), "<u8")
+    return split.names(settings)[int(split.assign(found[:1].astype(np.uint64), settings)[0])]
+
+
+def windows(ids: list[int], length: int, stride: int) -> list[list[list[int]]]:
+    starts = range(0, len(ids) - length, stride)
+    return [[ids[at : at + length], ids[at + 1 : at + length + 1]] for at in starts]
+
+
+@pytest.mark.parametrize("shuffle", ["none", "documents", "windows"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_each_split_is_cut_from_its_own_documents_in_its_order(texts: Path, shuffle: str, seed: int) -> None:
+    settings = Split(validation=0.2, test=0.1, seed=seed)
+    options = [f"split.seed={seed}", "split.validation=0.2", "split.test=0.1", f"split.shuffle={shuffle}", "window.stride=3"]
+    outcome = ran(*options, "selection.duplicates=exact", "tokenizer=bytes", "name=s")
+    whole = ran("tokenizer=bytes", "window.context_length=1", "name=whole").folder
+    flat = [i for one in table(whole)["input_ids"].to_pylist() for i in one] + table(whole)["target_ids"].to_pylist()[-1]
+    with pa.memory_map(str(whole / "documents.arrow")) as file, pa.ipc.open_stream(file) as reader:
+        places = reader.read_all().to_pydict()
+    bodies = [flat[first : first + tokens] for first, tokens in zip(places["first"], places["tokens"], strict=True)]
+    kept = [place for place, text in enumerate(TEXTS) if TEXTS.index(text) == place]
+    assert set(outcome.splits) == set(split.names(settings))
+    for name in split.names(settings):
+        own = [place for place in kept if verdict(TEXTS[place], settings) == name]
+        if shuffle == "documents":
+            own = [own[i] for i in permute(np.arange(len(own)), len(own), keys(seed, 0)).tolist()]
+        rows = windows([i for place in own for i in bodies[place]], 8, 3)
+        if shuffle == "windows":
+            rows = [rows[i] for i in permute(np.arange(len(rows)), len(rows), keys(seed, 0)).tolist()]
+        found = table(outcome.folder / name)
+        assert [
+            list(pair) for pair in zip(found["input_ids"].to_pylist(), found["target_ids"].to_pylist(), strict=True)
+        ] == rows
+        with pa.memory_map(str(outcome.folder / name / "documents.arrow")) as file, pa.ipc.open_stream(file) as reader:
+            listed = reader.read_all().to_pydict()
+        assert listed["start"] == [places["start"][place] for place in own]
+        assert listed["first"] == np.cumsum([0, *listed["tokens"]])[:-1].tolist()
+        assert listed["origin"] == [places["first"][place] for place in own]
+
+
+def test_the_ledger_of_all_splits_makes_up_the_ids(texts: Path) -> None:
+    outcome = ran("split.validation=0.3", "selection.duplicates=exact", "window.stride=4")
+    counts = outcome.ledger["arrange"]
+    assert counts["ids"] == counts["train_ids"] + counts["validation_ids"] + counts["dropped_duplicate_ids"]
+    assert counts["dropped_duplicate_documents"] == 2
+    for name, ledger in outcome.splits.items():
+        assert ledger["window"]["tokens"] == counts[f"{name}_ids"]
+    chosen = outcome.ledger["selection"]
+    assert chosen["text_bytes"] == chosen["train_bytes"] + chosen["validation_bytes"] + chosen["dropped_duplicate_bytes"]
+    lines = [json.loads(line) for line in (outcome.folder / "duplicates.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and {line["reason"] for line in lines} == {"duplicate"}
+
+
+@pytest.mark.parametrize("mode", ["window=prefix", "window=document", "window.cross_documents=false"])
+def test_other_windows_take_splits_too(texts: Path, mode: str) -> None:
+    options = [mode, "window.context_length=64", "split.validation=0.2", "tokenizer.pad_token=PAD", "window.tail=pad"]
+    outcome = ran(*options, "split.shuffle=documents")
+    bodies = documents()
+    for name in ("train", "validation"):
+        own = [place for place, text in enumerate(TEXTS) if verdict(text, Split(validation=0.2)) == name]
+        tokens = sum(len(bodies[place]) for place in own)
+        assert outcome.splits[name]["window"]["tokens"] == tokens
+        assert len(table(outcome.folder / name)) == outcome.splits[name]["window"]["rows"]
+
+
+def test_the_same_bytes_by_any_engine_and_shard_order(texts: Path) -> None:
+    options = ["split.validation=0.2", "split.shuffle=documents", "selection.duplicates=near", "corpus.shard_bytes=2000"]
+    seen = set()
+    for place, engine in enumerate(["engine=serial", "engine=threads engine.workers=3", "engine=processes engine.workers=2"]):
+        outcome = ran(*options, *engine.split(), f"cache.dir=cache{place}", f"output.dir=out{place}", "name=n")
+        seen.add(json.dumps(digests(outcome.folder), sort_keys=True))
+    assert len(seen) == 1
+
+
+def test_another_share_tokenizes_nothing_again(texts: Path) -> None:
+    ran("split.validation=0.2", "tokenizer=bytes")
+    again = ran("split.validation=0.3", "tokenizer=bytes", "split.shuffle=documents")
+    states = {report.stage: report.state for report in again.stages}
+    assert {states[stage] for stage in ("load", "fingerprint", "tokenizer", "tokenize", "encode")} == {"cached"}
+    assert {states[stage] for stage in ("selection", "arrange", "window train", "window validation")} == {"computed"}
+    third = ran("split.validation=0.3", "tokenizer=bytes", "split.shuffle=documents")
+    assert {report.state for report in third.stages} == {"cached"} and not third.published
+
+
+def test_a_tokenizer_learns_from_train_alone(texts: Path) -> None:
+    (texts / "b.txt").write_text("zebra zebra zebra")
+    paths = ["corpus=text", "corpus.paths=[texts/a.txt,texts/b.txt]", "split.by=files", "split.validation_files=[b.txt]"]
+    (texts / "texts").mkdir()
+    (texts / "texts/a.txt").write_text("the fog was late " * 20)
+    (texts / "texts/b.txt").write_text("zebra zebra " * 20)
+    folder = ran(*paths).folder
+    assert "zebra" not in json.loads((folder / "train/vocabulary.json").read_text())
+    assert "zebra" in json.loads((ran(*paths[:2], "name=all").folder / "vocabulary.json").read_text())
+
+
+def test_splits_open_by_datasets_and_by_name(texts: Path) -> None:
+    import datasets
+
+    folder = ran("split.validation=0.2", "window.stride=2").folder
+    found = datasets.load_from_disk(str(folder))
+    assert isinstance(found, datasets.DatasetDict) and list(found) == ["train", "validation"]
+    for name in found:
+        ours = open_dataset(folder, split=name, verify="full")
+        assert len(ours) == len(found[name])
+        assert ours[0]["input_ids"].tolist() == found[name][0]["input_ids"]
+    with pytest.raises(ConfigError, match="has the splits"):
+        open_dataset(folder)
+    with pytest.raises(ConfigError, match="has the splits"):
+        open_dataset(folder, split="test")
+    with pytest.raises(ConfigError, match="has no splits"):
+        open_dataset(ran("name=whole").folder, split="train")
+
+
+def test_a_split_without_a_document_is_refused(texts: Path) -> None:
+    with pytest.raises(InputError, match="split test has none of the 120 documents"):
+        ran("split.test=0.000001")
+    with pytest.raises(InputError, match="split validation: corpus has"):
+        ran("split.validation=0.05", "window.context_length=900")
+
+
+def test_too_much_overlap_is_refused_and_computed_once(texts: Path) -> None:
+    (texts / "t").mkdir()
+    for name, number in (("one", 0), ("two", 1), ("held", 0)):
+        (texts / f"t/{name}.txt").write_text(TEXTS[number])
+    options = ["corpus=text", "corpus.paths=[t]", "split.by=files", "split.validation_files=[held.txt]"]
+    with pytest.raises(
+        InputError, match=r"1 of 1 documents of validation .*'t/held.txt' from 0 repeats 't/one.txt' from 0 \(exact\)"
+    ):
+        ran(*options, "split.max_overlap=0")
+    assert ran(*options, "window.context_length=2").rows
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_an_arrangement_reads_as_the_list_of_its_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    bodies = [[1, 2], [], [3], [4, 5, 6], [], [7], [8, 9]]
+    base = stream_of(tmp_path, [[[row(ids) for ids in bodies[:4]]], [[row(ids) for ids in bodies[4:]]]])
+    table = {
+        "source": np.zeros(7, np.int64), "start": np.arange(7), "end": np.arange(7) + 1,
+        "tokens": np.array([len(ids) for ids in bodies]), "origin": np.array([0, 2, 2, 3, 6, 6, 7]),
+    }  # fmt: skip
+    monkeypatch.setattr(arrange, "MOST", batch)
+    for number, order in enumerate([[0, 1, 2, 3, 4, 5, 6], [6, 0, 4, 3], [2], [3, 3, 1, 0, 0], [1, 4]]):
+        path = tmp_path / f"order{number}"
+        with open(path, "wb") as file:
+            arrange.write(file, table, np.array(order))
+        found = pickle.loads(pickle.dumps(arrange.Arrangement(base, path)))
+        whole = [i for document in order for i in bodies[document]]
+        assert len(found) == len(whole) == sum(found.counts)
+        for start, stop in itertools.combinations_with_replacement(range(len(whole) + 1), 2):
+            assert found.read(start, stop).tolist() == whole[start:stop]
+        lengths = [n for shard in range(len(found.counts)) for n in found.document_lengths(shard).tolist()]
+        assert lengths == [len(bodies[document]) for document in order]
+        with pytest.raises(IndexError):
+            found.read(0, len(whole) + 1)
+    with pytest.raises(IntegrityError):
+        arrange.Arrangement(stream_of(tmp_path / "..", []), tmp_path / "order0")
