@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import corpus, fingerprint, selection
+from pipeline import fingerprint, selection
+from pipeline.batches import make_batch
 from pipeline.config import Selection, Split
 from pipeline.errors import InputError
 
@@ -28,7 +29,7 @@ def batches(texts: list[str], pieces: int = 1) -> list[pa.RecordBatch]:
             part = text[edges[number] : edges[number + 1]]
             row = pa.array([part], pa.string())
             start, end = np.array([100 * place]), np.array([100 * place + len(data)])
-            out.append(corpus.make_batch(row, 0, start, end, number == pieces - 1))
+            out.append(make_batch(row, 0, start, end, number == pieces - 1))
     return out
 
 
