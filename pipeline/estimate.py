@@ -521,6 +521,8 @@ class _Look:
                 )
         if counts.bytes.value > w.max_bytes:
             self.notes.append(f"the rows would take {console.size(counts.bytes.value)}, which window.max_bytes refuses.")
+        if any(block.partial for block in blocks):
+            self.notes.append("of a large file that must be read as a whole only the beginning was looked at: expect more.")
         if blocks and self.strange > 0.001:
             self.notes.append(f"{self.strange:.1%} of the tokens are unknown to this tokenizer.")
         if settings.kind == "pretrained" and counts.text.value < 2 * ids:

@@ -29,7 +29,7 @@ from functools import partial
 import numpy as np
 
 from pipeline import cleaning, corpus, places, plan, stores
-from pipeline.arrow import flags, string_bytes, to_numpy
+from pipeline.arrow import adjoin, flags, string_bytes, to_numpy
 from pipeline.columns import columns
 from pipeline.config import Corpus
 from pipeline.files import Stat
@@ -54,6 +54,7 @@ class Block:
     size: float  # bytes of the corpus, as `Frame.bytes` counts them
     text: list[bytes] = field(default_factory=list)
     begun: list[int] = field(default_factory=list)  # bytes of text of each document that begins here
+    partial: bool = False  # only the head of a part was read, so there is more text than it tells
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def draw(settings: Corpus, drawn: Frame, budget: int, seed: int) -> Iterator[Blo
         return
     owner = np.searchsorted(ends, starts, "right")
     for index in generator.permutation(len(units)).tolist():
-        values, merged = list[bytes](), Block(0)
+        values: Values | None = None
+        merged = Block(0)
         for start in starts[order[owner[order] == index]].tolist():
             values = values or _values(settings, units[index])
             block = merged if some else Block(0)
@@ -200,6 +202,7 @@ def draw(settings: Corpus, drawn: Frame, budget: int, seed: int) -> Iterator[Blo
             high = low + min(BLOCK, end - start)
             _from_rows(values, low / size, high / size, block)
             block.size += high - low
+            block.partial = values.partial
             if not some:
                 yield block
         if merged.size:
@@ -219,24 +222,33 @@ def _block(settings: Corpus, units: Sequence[Unit], ends: np.ndarray, start: int
     return block
 
 
-def _values(settings: Corpus, unit: Unit) -> list[bytes]:
+@dataclass(frozen=True)
+class Values:
+    """The documents of a part, where each begins in all of their text and the last ends, and are some not read?"""
+
+    rows: list[bytes]
+    edges: np.ndarray
+    partial: bool
+
+
+def _values(settings: Corpus, unit: Unit) -> Values:
     """The documents of a part; of a very large one those at its head."""
     assert unit.part is not None
-    values, size = list[bytes](), 0
+    rows, size = list[bytes](), 0
     for _, _, text, _ in documents(settings, plan.Shard(0, (unit.part,))):
-        values.append(text)
+        rows.append(text)
         size += len(text)
         if size > HEAD:
             break
-    return values
+    return Values(rows, adjoin([*map(len, rows)]), size > HEAD)
 
 
-def _from_rows(values: list[bytes], low: float, high: float, block: Block) -> None:
-    """The share [low, high) of the text of a row group, by bytes."""
-    edges = np.cumsum([0, *map(len, values)])
+def _from_rows(values: Values, low: float, high: float, block: Block) -> None:
+    """The share [low, high) of the text of a part, by bytes."""
+    rows, edges = values.rows, values.edges
     left, right = low * int(edges[-1]), high * int(edges[-1])
-    for row in range(int(np.searchsorted(edges, left, "right")) - 1, min(len(values), int(np.searchsorted(edges, right)))):
-        text, begin = values[row], int(edges[row])
+    for row in range(int(np.searchsorted(edges, left, "right")) - 1, min(len(rows), int(np.searchsorted(edges, right)))):
+        text, begin = rows[row], int(edges[row])
         a, b = (_word(text, int(max(0, place - begin))) for place in (left, right))
         block.text.append(text[a:b])
         if left <= begin < right:
@@ -267,7 +279,7 @@ def _from_file(settings: Corpus, unit: Unit, low: int, high: int, block: Block) 
 def head(settings: Corpus, unit: Unit, most: int) -> int:
     """Read about `most` bytes from the beginning of a unit, documents and all; how many it were."""
     if unit.part is not None:
-        return unit.bytes if _values(settings, unit) else 0
+        return unit.bytes if _values(settings, unit).rows else 0
     whole = settings.format == "text" and settings.document == "file"
     stop = min(most, unit.bytes) if whole or most >= unit.bytes else _records(settings, unit, 0, most)[1]
     part = plan.Part(0, unit.path, 0, stop, stop, "", places.file_stat(unit.path))

@@ -101,6 +101,13 @@ def test_a_line_longer_than_the_reach_is_cut_between_characters_and_still_counts
     assert abs(guess.value / 300_000 - 1) < 0.01 and all(text.decode() for b in blocks for text in b.text)
 
 
+def test_a_part_of_which_only_the_head_is_read_says_so(at, monkeypatch):
+    settings, _ = written(at, "utf-16")
+    assert not any(block.partial for block in drawn(settings, 16 << 10, 0)[1])
+    monkeypatch.setattr(sample, "HEAD", 100)
+    assert any(block.partial for block in drawn(settings, 16 << 10, 0)[1])
+
+
 def test_an_estimate_from_everything_is_exact_and_from_one_block_knows_that_it_knows_nothing():
     assert sample.ratio(100, [50, 50], [3, 4], 1.0) == sample.Guess(7, 7, 7)
     assert sample.ratio(100, [50], [3], 0.5).high == np.inf
