@@ -40,6 +40,7 @@ from pipeline import (
     places,
     plan,
     sample,
+    selection,
     split,
     steps,
     tokenizer,
@@ -155,6 +156,8 @@ class _Look:
         self.frame = sample.frame(config.corpus, found, planned)
         self.size = sum(stat[1] for stat in found.values())
         self.found = found
+        # Where documents are chosen or shuffled, what follows is made per split, under keys that only the run can tell.
+        self.chosen = selection.wanted(config.selection, config.split) or config.split.shuffle == "documents"
         self.files = sum(stat[1] > 0 for stat in found.values())
         self.notes: list[str] = []
         if not self.frame.units:
@@ -206,7 +209,7 @@ class _Look:
         """The tokenizer, where it need not be learned or was already."""
         settings = self.config.tokenizer
         if tokenizer.trained(settings):
-            entry = steps.name_tokenizer(self.name, self.config, self.load) if self.load else None
+            entry = steps.name_tokenizer(self.name, self.config, self.load) if self.load and not self.chosen else None
             return self.opened(entry.folder, entry) if entry and entry.manifest() else None
         entry = steps.name_tokenizer(self.name, self.config, None)
         if entry.manifest():
@@ -440,7 +443,7 @@ class _Look:
         entries |= {"load": self.load, "tokenizer": ready.entry, "encode": encode}
         if encode and self.load and ready.entry:
             entries["tokenize"] = steps.name_tokenize(self.name, config, self.load, ready.entry, ready.backend)
-            entries["window"] = steps.name_window(self.name, config, encode)
+            entries["window"] = steps.name_window(self.name, config, encode) if not self.chosen else None
         if config.embedding.kind != "none":
             written, said = embedding.decide(config.embedding, round(counts.slots.value))
             dim = embedding.embedding_dim(config.embedding)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import console, window
+from pipeline import console
 from pipeline.arrow import flags, flattened, list_values, read_batches, string_bytes, to_numpy
 from pipeline.errors import ConfigError
 from pipeline.output import in_order
@@ -99,7 +99,7 @@ def draw_document(dataset: Finished, document: int, width: int) -> "Text":
     if not 0 <= document < count:
         raise ConfigError(f"document {document}: the dataset has documents 0 to {count - 1}.")
     first, tokens = (int(dataset.documents[name][document]) for name in ("first", "tokens"))
-    rows = window.rows_at(dataset.window, dataset.documents["tokens"], first, first + tokens) if tokens else range(0)
+    rows = dataset.rows_at(first, first + tokens)
     out = Text().append(f"document {document:,} of {count:,}: {console.printable(dataset.where(document))}\n", "bold")
     out.append(f"{console.counted(tokens, 'ID')} at stream positions {first:,} to {first + tokens:,}, in {told_rows(rows)}\n\n")
     text, ids = b"", []

@@ -34,6 +34,7 @@ from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.pretrained import SLOW
 
 GAP = 1 << 20  # bytes or rows between two documents up to which one reading serves both
+AT_ONCE = 1 << 20  # rows looked through together
 FOUND = 1000  # places of a phrase, or documents of a file, that are followed
 
 Span = tuple[int, int]
@@ -172,11 +173,32 @@ class Finished:
 
     def span(self, row: int) -> Span:
         """The positions of the stream that a row holds, its last target included: [first, stop)."""
-        first, stop = window.position(self.window, self.documents["tokens"], self.place(row))
+        nth = int(window.shuffled(np.array([self.place(row)]), self.rows, self.order)[0])
+        first, stop = window.position(self.window, self.documents["tokens"], nth)
         if self.window.mode == "document":  # a row may hold the head of its document only
             special = self.manifest["ledger"]["window"]["special"] // max(1, self.rows)
             stop = min(stop, first + self.window.context_length - special)
         return first, stop
+
+    @property
+    def order(self) -> int | None:
+        """The seed of the order of the rows (see `window.shuffled`); None for that of the stream."""
+        settings = self.manifest["config"].get("split", {})
+        return int(settings["seed"]) if settings.get("shuffle") == "windows" else None
+
+    def rows_at(self, first: int, stop: int) -> Sequence[int]:
+        """The rows that hold a position of [first, stop), in order."""
+        rows = window.rows_at(self.window, self.documents["tokens"], first, stop) if first < stop else range(0)
+        return rows if self.order is None else self._standing(rows)
+
+    def _standing(self, rows: range) -> list[int]:
+        """Where rows of the order of the stream stand in a random order: looked for among all, some at a time."""
+        found: list[int] = []
+        for start in range(0, self.rows if rows else 0, AT_ONCE):
+            here = np.arange(start, min(self.rows, start + AT_ONCE))
+            at = window.shuffled(here, self.rows, self.order)
+            found += here[(at >= rows.start) & (at < rows.stop)].tolist()
+        return found
 
     def between(self, first: int, stop: int) -> range:
         """The documents that the positions [first, stop) lie in."""
@@ -441,12 +463,10 @@ def _place(dataset: Finished, document: int, span: Span | None) -> Place:
         count, at = count + len(tokens), at + len(data)
     if inside:
         positions = (first + inside[0], first + inside[-1])
-    rows = range(0)
-    if positions[0] < positions[1]:
-        rows = window.rows_at(dataset.window, columns["tokens"], *positions)
-        ends = [window.rows_at(dataset.window, columns["tokens"], p, p + 1) for p in (positions[0], positions[1] - 1)]
-        whole = range(max(end.start for end in ends), min(end.stop for end in ends))  # a row is one stretch of the stream
-        rows = whole if len(whole) else rows
+    rows = dataset.rows_at(*positions)
+    if rows:  # a row is one stretch of the stream: it holds all where it holds both ends
+        ends = [set(dataset.rows_at(place, place + 1)) for place in (positions[0], positions[1] - 1)]
+        rows = [row for row in rows if row in ends[0] and row in ends[1]] or rows
     return Place(
         document=document,
         path=dataset.path(document),
@@ -459,8 +479,8 @@ def _place(dataset: Finished, document: int, span: Span | None) -> Place:
 
 
 def told_rows(rows: Sequence[int]) -> str:
-    """Numbers of rows in words."""
-    if len(rows) < 2 or isinstance(rows, range):
+    """Numbers of rows, in order, in words."""
+    if len(rows) < 2 or rows[-1] - rows[0] + 1 == len(rows):
         return "no row" if not rows else f"row {rows[0]:,}" if len(rows) == 1 else f"rows {rows[0]:,} to {rows[-1]:,}"
     return f"rows {', '.join(f'{row:,}' for row in rows[:8])}" + (f" and {len(rows) - 8:,} more" if len(rows) > 8 else "")
 

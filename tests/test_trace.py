@@ -172,6 +172,29 @@ def test_the_thread_holds_in_every_mode(at, options):
             assert any(kept[i : i + len(piece.ids)] == piece.ids for i in range(len(kept)))
 
 
+@pytest.mark.parametrize("shuffle", ["none", "documents", "windows"])
+@pytest.mark.parametrize("splits", [[], ["split.validation=0.3"]])
+def test_the_thread_holds_in_every_split_and_whatever_is_shuffled(at, shuffle, splits):
+    (at / "in.txt").write_text("\n".join(f"{line} {n}" for n, line in enumerate(LINES * 6)))
+    options = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "window.context_length=8", "window.stride=3"]
+    outcome = run(composed(*options, "embedding=none", "tokenizer.vocab_size=300", f"split.shuffle={shuffle}", *splits))
+    data, found = (at / "in.txt").read_bytes(), 0
+    for folder in [outcome.folder / split for split in ("train", "validation")] if splits else [outcome.folder]:
+        dataset = trace.Finished(folder)
+        spans = zip(dataset.documents["start"].tolist(), dataset.documents["end"].tolist(), strict=True)
+        require_thread(dataset, [data[start:end].decode() for start, end in spans], exact=False)
+        for place in trace.find(dataset, "late because"):
+            found += 1
+            held = [dataset.span(row) for row in range(dataset.rows)]
+            holding = [row for row, (a, b) in enumerate(held) if a <= place.positions[0] and place.positions[1] <= b]
+            touching = [row for row, (a, b) in enumerate(held) if a < place.positions[1] and place.positions[0] < b]
+            assert list(place.rows) == (holding or touching)
+    assert found == 6
+    if splits:
+        with pytest.raises(ConfigError, match="holds splits"):
+            trace.Finished(outcome.folder)
+
+
 def test_a_document_in_several_pieces_is_traced_by_reading_no_more_than_pieces_of_it(at, monkeypatch):
     monkeypatch.setattr("pipeline.batches.BLOCK", 1 << 12)
     monkeypatch.setattr("pipeline.tokenizer.LONG", 1 << 10)
