@@ -55,7 +55,7 @@ def test_C25_and_C26_a_failing_job_of_a_sweep_stops_no_other_and_what_is_done_is
     assert found.returncode == 2 and found.stdout.splitlines()[-1] == "outputs/sample"
     assert "failed (2): window.stride=0 is outside" in found.stdout.replace("\n", "")
     assert "Traceback" not in found.stderr
-    assert {p.name for p in (at / "outputs/sample").iterdir()} == {"window.stride=8", "window.stride=16"}
+    assert {p.name for p in (at / "outputs/sample").iterdir()} == {"window.stride=8", "window.stride=16", "sweep.html"}
     again = ran("-m", *TINY, "window.stride=8,16")
     assert again.returncode == 0 and again.stdout.count("all cached") == 2
 
@@ -171,7 +171,7 @@ def test_a_flag_that_is_wrong_ends_with_2(ends, arguments):
 def test_however_a_sweep_is_asked_for_and_wherever_its_flag_stands_each_job_has_its_folder(ends, at, flag):
     code, out, _ = ends(*TINY, flag, "window.stride=8,16")
     assert code == 0 and out.splitlines()[-1] == "outputs/sample"
-    assert {p.name for p in (at / "outputs/sample").iterdir()} == {"window.stride=8", "window.stride=16"}
+    assert {p.name for p in (at / "outputs/sample").iterdir()} == {"window.stride=8", "window.stride=16", "sweep.html"}
 
 
 def test_a_sweep_over_places_ends_with_the_folder_that_holds_them_all(ends, at):
