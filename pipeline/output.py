@@ -124,13 +124,15 @@ def card(name: str, manifest: Json) -> bytes:
     rows, ids = manifest["rows"], manifest["ledger"]["encode"]["ids"]
     bounds = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
     size = next((text for bound, text in bounds if rows < bound), "n>10M")
+    data_files = [{"split": split, "path": f"{split}/data-*.arrow"} for split in manifest.get("splits", ())]
+    data_files = data_files or [{"split": "train", "path": "data-*.arrow"}]
     # Without `configs`, `load_dataset` of the pushed folder would take the JSON files for the data.
     data = DatasetCardData(
         pretty_name=name,
         task_categories=["text-generation"],
         size_categories=[size],
         tags=["pretraining"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data-*.arrow"}]}],
+        configs=[{"config_name": "default", "data_files": data_files}],
     )
     ledger = "\n".join(
         f"| {stage} | {what.replace('_', ' ')} | {count:,} |"

@@ -190,3 +190,15 @@ def test_a_damaged_dataset_is_not_pushed(folder, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         tools.main("push", [str(folder), "user/name"])
     assert stop.value.code == 4 and "is damaged" in capsys.readouterr().err
+
+
+def test_the_card_of_a_dataset_with_splits_leads_to_the_data_of_each(at):
+    import datasets
+
+    run(composed("window.context_length=16", "embedding=none", "corpus.document=paragraph", "split.validation=0.3"))
+    folder = Path("outputs/sample")
+    for name in ("dataset_dict.json", "train/state.json", "validation/state.json"):
+        (folder / name).unlink()
+    read = datasets.load_dataset(str(folder.absolute()), cache_dir="cache")
+    rows = {split: json.loads((folder / split / "manifest.json").read_text())["rows"] for split in ("train", "validation")}
+    assert {split: len(part) for split, part in read.items()} == rows
