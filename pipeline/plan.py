@@ -30,7 +30,7 @@ from urllib.parse import quote, unquote
 
 from pipeline import compression, download, places, stores
 from pipeline.cache import Cache
-from pipeline.config import Corpus
+from pipeline.config import Corpus, Split
 from pipeline.console import progress
 from pipeline.errors import ConfigError, InputError, IntegrityError, from_os_error
 from pipeline.files import MANIFEST_LIMIT, SCHEMA, Stat, digest, hash_file, seal, unseal
@@ -109,6 +109,7 @@ class Plan:
 
     sources: tuple[Source, ...]
     shards: tuple[Shard, ...]
+    sections: tuple[int, ...] = ()  # where one document is cut into splits: the split of each part, or split.GAP
     told: tuple[str, ...] = ()  # what of the names of files the result depends on: formats told by them, a list of rejects
 
     @property
@@ -127,8 +128,8 @@ class Plan:
         return sha.hexdigest()
 
 
-def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
-    """Plan a corpus: find, cut, hash, group.
+def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int, splits: Split | None = None, words: int = 0) -> Plan:
+    """Plan a corpus: find, cut, hash, group. A corpus of one document is cut where `splits` say, with gaps of `words`.
 
     The digests of a file that its stat says is unchanged come from the cache where `trust_stat`. Raises
     ConfigError where there is nothing to read, InputError where a file changes meanwhile, and IntegrityError
@@ -136,11 +137,12 @@ def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
     """
     files = places.find(corpus)
     corpus = _shared_out(corpus, files)
-    note = _note(corpus, cache, files)
+    borders, owners = _sections(corpus, files, splits, words)
+    note = _note(corpus, cache, files, borders)
     try:
         known = _recall(note, files) if trust_stat else {}
         fresh = {path: stat for path, stat in files.items() if path not in known}
-        known |= _measure(fresh, corpus, workers)
+        known |= _measure(fresh, corpus, workers, borders)
         unsettled = {path for path, stat in fresh.items() if not stat[0] or time.time() - stat[3] / 1e9 < CLOCK}
     except OSError as error:
         raise from_os_error(error) from error
@@ -148,7 +150,31 @@ def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int) -> Plan:
         _remember(cache, note, [None if path in unsettled else (stat, known[path]) for path, stat in files.items()])
     if empty := [path for path, stat in files.items() if not stat[1]]:
         log.warning("%d of %d files are empty, the first is %r", len(empty), len(files), empty[0])
-    return _plan(corpus, files, known, unsettled)
+    return replace(_plan(corpus, files, known, unsettled), sections=tuple(owners))
+
+
+def _sections(
+    corpus: Corpus, files: dict[str, Stat], splits: Split | None, words: int
+) -> tuple[dict[str, list[int]], list[int]]:
+    """Where the one document of a corpus is cut into splits, by its path, and the split of each part; empty for any other."""
+    if splits is None or splits.by != "content" or len(files) != 1:
+        return {}, []
+    from pipeline import split  # which takes numpy along
+
+    if not split.names(splits):
+        return {}, []
+    ((path, stat),) = files.items()
+    if (
+        corpus.document != "file"
+        or corpus.archives
+        or file_format(path, corpus) != "text"
+        or not is_utf8(corpus)
+        or packed(path)
+    ):
+        return {}, []
+    with places.open_file(path) as file:
+        borders, owners = split.sections(file, stat[1], splits, words, path)
+    return {path: borders}, owners
 
 
 def look(corpus: Corpus, files: dict[str, Stat], cache: Cache, trust_stat: bool, workers: int, most: int) -> Plan | None:
@@ -167,10 +193,11 @@ def _shared_out(corpus: Corpus, files: dict[str, Stat]) -> Corpus:
     return replace(corpus, shard_bytes=min(corpus.shard_bytes, max(total // SHARDS, LEAST)))
 
 
-def _note(corpus: Corpus, cache: Cache, files: dict[str, Stat]) -> Path:
+def _note(corpus: Corpus, cache: Cache, files: dict[str, Stat], borders: dict[str, list[int]] | None = None) -> Path:
     """Where the digests of these files are noted."""
     settings = [VERSION, corpus.format, corpus.document, corpus.encoding, corpus.shard_bytes, corpus.sha256]
     settings += [corpus.text_column, corpus.template, corpus.metadata, corpus.archives]
+    settings += list((borders or {}).values())
     where = [path if stores.is_url(path) else os.path.abspath(path) for path in files]
     return cache.root / "sources" / f"{digest([settings, where])[:32]}.json"
 
@@ -188,7 +215,7 @@ def _plan(corpus: Corpus, files: dict[str, Stat], known: dict[str, list[Range]],
     told = [source.path for source in sources] if corpus.on_bad_row == "skip" or corpus.list_dropped else []
     if corpus.format == "auto":
         told += [file_format(source.path, corpus) for source in sources]
-    return Plan(tuple(sources), tuple(_group(parts, corpus.shard_bytes)), tuple(told))
+    return Plan(tuple(sources), tuple(_group(parts, corpus.shard_bytes)), told=tuple(told))
 
 
 # -- cut --------------------------------------------------------------------------------------------------
@@ -339,9 +366,11 @@ def _source_sha256(ranges: list[Range], path: str, corpus: Corpus) -> str:
     return ranges[0][3] if file_format(path, corpus) == "parquet" else _combined([one[3] for one in ranges])
 
 
-def _measure(files: dict[str, Stat], corpus: Corpus, workers: int) -> dict[str, list[Range]]:
-    """The ranges of files, hashed in threads. Raises InputError where one changes meanwhile."""
-    borders = {path: _borders(path, stat[1], corpus) for path, stat in files.items()}
+def _measure(
+    files: dict[str, Stat], corpus: Corpus, workers: int, given: dict[str, list[int]] | None = None
+) -> dict[str, list[Range]]:
+    """The ranges of files, hashed in threads, with borders that are `given` or our own. Raises InputError where one changes."""
+    borders = {path: (given or {}).get(path) or _borders(path, stat[1], corpus) for path, stat in files.items()}
     jobs = list(
         _jobs([(path, *edge) for path, edges in borders.items() for edge in itertools.pairwise(edges)], corpus.shard_bytes)
     )

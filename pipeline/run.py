@@ -134,7 +134,8 @@ def _run(
     line = Line(cache, config.engine)
     with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
         found = None if tokenizer.trained(config.tokenizer) else aside(steps.find_tokenizer, line, config)
-        planned = plan.make(config.corpus, cache, config.cache.trust_stat, config.engine.workers or engine.cores())
+        workers = config.engine.workers or engine.cores()
+        planned = plan.make(config.corpus, cache, config.cache.trust_stat, workers, config.split, config.window.context_length)
         load = steps.load(line, config, planned)
         choosing = selection.wanted(config.selection, config.split)
         chosen = steps.make_verdicts(line, config, planned, load) if choosing else None

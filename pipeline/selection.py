@@ -32,11 +32,12 @@ from pipeline import split
 from pipeline.arrow import adjoin, flags, numbers, read_batches, to_numpy
 from pipeline.config import Selection, Split
 from pipeline.errors import InputError
+from pipeline.split import GAP
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
-DUPLICATE, NEAR, GAP = -1, -2, -3  # verdicts of documents that are in no split
+DUPLICATE, NEAR = -1, -2  # verdicts of documents that are in no split, as GAP is
 REASONS = {DUPLICATE: "duplicate", NEAR: "near_duplicate", GAP: "gap"}
 SCHEMA = pa.schema([("verdict", pa.int8())])
 RECALL = 0.99

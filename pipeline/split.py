@@ -6,16 +6,25 @@
 By content the answer depends on nothing but the bytes of the document and `split.seed`: not on its file, nor on which
 other documents there are, so that adding, renaming and reordering files moves nothing, on any machine. A split that grows
 takes only what it gains: validation grows from below, test from above.
+
+A corpus of one document is cut instead, at paragraph borders, with a gap between two splits that no window spans:
+
+    train ───────────────────────── │ gap │ validation │ gap │ test
 """
 
 import fnmatch
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pipeline.config import Split
+from pipeline.errors import InputError
 
+GAP = -3  # instead of the number of a split: text between two of them, in none
+BORDER = re.compile(rb"\n[ \t\r]*\n[ \t\r\n]*")  # between paragraphs
+READ = 1 << 16  # bytes looked at in one go
 NAMES = ("train", "validation", "test")
 
 
@@ -80,3 +89,67 @@ def assign_files(paths: Sequence[str], split: Split) -> np.ndarray:
         return present.index("train")
 
     return np.array([of(path) for path in paths], np.int8)
+
+
+class Bytes(Protocol):
+    """A file that can be read at any place."""
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """Up to `count` bytes from `offset` on."""
+
+
+def sections(file: Bytes, size: int, split: Split, words: int, name: str) -> tuple[list[int], list[int]]:
+    """Where a text of `size` bytes is cut: borders, 0 and `size` included, and the split of each range, or GAP.
+
+    Each split ends at the first paragraph border behind its share of the bytes; the gap behind it takes at least `words`
+    runs of bytes between white space, each of which is a token or more, up to a paragraph border again, and comes out of
+    the next split's share. Reads what is around the borders. Raises InputError where a split would hold no text.
+    """
+    present, shares = names(split), fractions(split)
+    borders, owners, behind = [0], [], 0.0
+    for number, part in enumerate(present):
+        behind += shares[part]
+        last = number == len(present) - 1
+        end = size if last else _border(file, max(int(size * behind), borders[-1]), size)
+        if not _words(file, borders[-1], end, 1):
+            raise InputError(
+                f"{name!r} is one document of {size} bytes: cut at paragraphs, with gaps of {words} words, it leaves nothing "
+                f"for {part}. Set corpus.document=paragraph or line, a larger split.{part}=, or a smaller context_length."
+            )
+        borders.append(end)
+        owners.append(number)
+        if not last:
+            borders.append(_border(file, _words(file, end, size, words) or size, size))
+            owners.append(GAP)
+    return borders, owners
+
+
+def _border(file: Bytes, position: int, size: int) -> int:
+    """The end of the first blank lines that begin at `position` or later, or `size`."""
+    data = b""
+    while position + len(data) < size:
+        piece = file.pread(READ, position + len(data))
+        if not piece:
+            break
+        data += piece
+        found = BORDER.search(data)
+        if found and (found.end() < len(data) or position + len(data) >= size):
+            return position + found.end()
+        if not found and b"\n" in data:  # nothing before the last line break can still be part of a border
+            done = len(data.rstrip(b" \t\r\n"))
+            done = data.rfind(b"\n", 0, done) + 1
+            position, data = position + done, data[done:]
+    return size
+
+
+def _words(file: Bytes, position: int, size: int, count: int) -> int:
+    """The position behind `count` words, 0 where there are fewer before `size`."""
+    inside = False
+    while position < size and (piece := file.pread(min(READ, size - position), position)):
+        for found in re.finditer(rb"\S+", piece):
+            count -= not (inside and found.start() == 0)
+            if count == 0:
+                return position + found.end()
+        inside = not piece[-1:].isspace()
+        position += len(piece)
+    return 0

@@ -154,7 +154,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, load: 
     prints = name_fingerprint(line.entry, config, load.entry)
     by_files = config.split.by == "files" and bool(split.names(config.split))
     sources = [source.path for source in planned.sources]
-    files = split.assign_files(sources, config.split).tolist() if by_files else None
+    files = split.assign_files(sources, config.split).tolist() if by_files else list(planned.sections) or None
     entry = name_selection(line.entry, config, prints, files)
     if (manifest := line.cached([load.entry, prints, entry])) is None:
         step = Step(prints, partial(_fingerprint, settings=config.selection, near=near))
@@ -164,7 +164,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, load: 
             if (manifest := line.cached([entry])) is None:
                 started = time.perf_counter()
                 documents = selection.read([prints.path(name) for name in made["files"]])
-                manifest = _decide(entry, config, documents, files, sources, made["ledger"])
+                manifest = _decide(entry, config, planned, documents, files, sources, made["ledger"])
                 line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
     selection.report(manifest["overlap"])
     selection.require_apart(manifest["overlap"], config.split)
@@ -178,13 +178,18 @@ def _fingerprint(source: Any, shard: Any, counts: "Counter[str]", settings: conf
 def _decide(
     entry: Entry,
     config: configs.Config,
+    planned: plan.Plan,
     documents: selection.Documents,
     files: list[int] | None,
     sources: list[str],
     ledger: Json,
 ) -> Json:
     """Write the verdicts and the rejects, and publish the entry."""
-    if files is not None:
+    if planned.sections:
+        splits = np.array(planned.sections, np.int8)
+        if len(splits) != len(documents):
+            raise InputError("a part of the one document was left out, so that it cannot be split: set corpus.document=.")
+    elif files is not None:
         splits = np.array(files, np.int8)[documents.source]
     elif split.names(config.split):
         splits = split.assign(documents.hash[:, 0], config.split)
@@ -281,7 +286,7 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
         return encode, manifest
     line.cache.require_writable()
     sources = tuple(source.path for source in planned.sources)
-    several = corpus.several_documents(planned.shards, config.corpus)
+    several = not planned.sections and corpus.several_documents(planned.shards, config.corpus)
     marks = vocabulary.marks(config.vocabulary, ready.open(), several)
     if marks.eos_id is not None and config.vocabulary.append_eos == "auto":
         log.info("encode: %r ends each document (vocabulary.append_eos=auto)", ready.open().vocab[marks.eos_id].as_py())
@@ -412,10 +417,16 @@ def make_streams(
                         arrange.write(file, documents, order)
                     files[f"{name}.arrow"] = file.note
                 counts = arrange.account(documents, verdicts, names)
+                gaps = documents["tokens"][verdicts == split.GAP].tolist()
                 ledger = made["ledger"] | (chosen.manifest["ledger"] if chosen else {}) | {"arrange": counts}
-                manifest = entry.finish(list(files), list(files.values()), ledger=ledger)
+                manifest = entry.finish(list(files), list(files.values()), ledger=ledger, gaps=gaps)
                 line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
     arrange.require_documents(manifest["ledger"]["arrange"], names)
+    if min(manifest["gaps"], default=config.window.context_length) < config.window.context_length:
+        raise InputError(
+            f"a gap between two splits holds {min(manifest['gaps'])} tokens, fewer than window.context_length="
+            f"{config.window.context_length}: this tokenizer joins words. Set corpus.document=, or lower it."
+        )
 
     def ids(name: str) -> Ids:
         path = entry.path(f"{name or 'all'}.arrow")

@@ -205,3 +205,21 @@ def test_an_arrangement_reads_as_the_list_of_its_documents(tmp_path: Path, monke
             found.read(0, len(whole) + 1)
     with pytest.raises(IntegrityError):
         arrange.Arrangement(stream_of(tmp_path / "..", []), tmp_path / "order0")
+
+
+def test_one_document_is_split_at_paragraphs_and_the_gaps_are_in_no_window(at: Path) -> None:
+    paragraphs = [f"p{i} " + " ".join(f"w{i}x{j}" for j in range(20)) for i in range(60)]
+    (at / "a.txt").write_text("\n\n".join(paragraphs))
+    options = ["corpus=text", "corpus.paths=[a.txt]", "tokenizer=words", "embedding=none", "tokenizer.eos_token=END"]
+    outcome = run(composed(*options, "window.context_length=50", "split.validation=0.2", "split.test=0.2"))
+    counts = outcome.ledger["arrange"]
+    assert counts["dropped_gap_documents"] == 2 and counts["dropped_gap_ids"] >= 100
+    assert counts["ids"] == counts["train_ids"] + counts["validation_ids"] + counts["test_ids"] + counts["dropped_gap_ids"]
+    assert outcome.ledger["encode"]["eos"] == 0
+    names = {i: token for token, i in json.loads((outcome.folder / "train/vocabulary.json").read_text()).items()}
+    seen = {
+        name: {int(i) for row in table(outcome.folder / name)["input_ids"].to_pylist() for i in row} for name in outcome.splits
+    }
+    words = {name: {names[i] for i in ids if names[i].startswith("w")} for name, ids in seen.items()}
+    assert words["train"] and max(int(word[1:].partition("x")[0]) for word in words["train"]) < 40
+    assert all("w" not in names[i] for i in seen["validation"])  # the tokenizer learned from train alone

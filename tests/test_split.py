@@ -1,6 +1,7 @@
 """Splits by content and by files."""
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline import split
 from pipeline.config import Config, Split, check
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 
 
 def hashes(texts: list[str]) -> np.ndarray:
@@ -67,3 +68,45 @@ def test_splits_that_cannot_be_are_refused(settings: Split, said: str) -> None:
     config.corpus.paths = ["a"]
     with pytest.raises(ConfigError, match=said):
         check(config)
+
+
+class Text:
+    """A text in memory as a file."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def pread(self, count: int, offset: int) -> bytes:
+        return self.data[offset : offset + count]
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "bc", "déf", "x."]), min_size=1, max_size=9).map(" ".join), min_size=4, max_size=60),
+       st.sampled_from(["\n\n", "\n \t\n", "\r\n\r\n", "\n\n\n"]), st.integers(1, 12), st.sampled_from([1, 7, 1 << 16]))  # fmt: skip
+def test_one_document_is_cut_between_paragraphs_with_gaps_of_enough_words(
+    paragraphs: list[str], between: str, words: int, read: int
+) -> None:
+    data = between.join(paragraphs).encode()
+    borders = [0, len(data), *(found.end() for found in split.BORDER.finditer(data))]
+    settings = Split(validation=0.2, test=0.2)
+    before, split.READ = split.READ, read
+    try:
+        edges, owners = split.sections(Text(data), len(data), settings, words, "a.txt")
+    except InputError as error:
+        assert "leaves nothing for" in str(error)
+        return
+    finally:
+        split.READ = before
+    assert owners == [0, split.GAP, 1, split.GAP, 2]
+    assert edges == sorted(edges) and set(edges) <= set(borders) and (edges[0], edges[-1]) == (0, len(data))
+    pieces = [data[low:high] for low, high in itertools.pairwise(edges)]
+    for owner, piece in zip(owners, pieces, strict=True):
+        assert len(piece.split()) >= (words if owner == split.GAP else 1)
+    for place in (1, 3):  # no gap is longer than it must be
+        whole = [at for at in sorted(borders) if edges[place] < at < edges[place + 1]]
+        assert all(len(data[edges[place] : at].split()) < words for at in whole)
+    assert edges[1] == min(at for at in borders if at > 0 and starts_at(data, at) >= int(len(data) * 0.6))
+
+
+def starts_at(data: bytes, end: int) -> int:
+    """Where the border that ends at `end` begins."""
+    return next((found.start() for found in split.BORDER.finditer(data) if found.end() == end), end)
