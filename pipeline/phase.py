@@ -46,6 +46,12 @@ class Step:
 
     entry: Entry
     compute: Callable[[Any, Any, "Counter[str]"], Made]  # (source, item, counts); picklable
+    beside: str | None = None  # ending of a second file of each item, which `compute` itself writes to the entry
+
+    def receipt(self, item: Item) -> Json | None:
+        """The receipt of an item's file, where all that belongs to it is there."""
+        whole = self.beside is None or self.entry.receipt(side_name(item.index, self.beside))
+        return self.entry.receipt(file_name(item.index)) if whole else None
 
 
 @dataclass
@@ -67,12 +73,17 @@ def file_name(index: int) -> str:
     return f"{index:08d}.arrow"
 
 
+def side_name(index: int, ending: str) -> str:
+    """The name of what belongs to a shard's file."""
+    return f"{index:08d}.{ending}"
+
+
 def compute(steps: tuple[Step, ...], upstream: Entry | None, item: Item) -> list[tuple[Json, float]]:
     """Publish one item's file of each step. Returns each step's receipt, and the seconds it took: 0 if it was there."""
     name = file_name(item.index)
     source: Any = item if upstream is None else read_batches(upstream.path(name))
     spent = [0.0] * len(steps)
-    notes = [step.entry.receipt(name) or {} for step in steps]
+    notes = [step.receipt(item) or {} for step in steps]
     running: Iterable[pa.RecordBatch] = ()
     for index, step in enumerate(steps):
         if not notes[index]:
@@ -213,6 +224,9 @@ class Line:
                 ledger = {**ledger, step.entry.stage: dict(sorted(counts.items()))}
                 if last and extra:
                     files |= extra(files)
+                if step.beside is not None:
+                    names = [side_name(item.index, step.beside) for item in items]
+                    files |= {name: step.entry.receipt(name) or {} for name in names}
                 manifest = step.entry.finish(list(files), list(files.values()), ledger=ledger, rows=counts["rows"])
                 seconds = [result[index][1] for result in results]
                 self.tell(step.entry, manifest, sum(seconds), sum(s > 0 for s in seconds) or not items, max(len(items), 1))

@@ -156,6 +156,7 @@ def _run(
     links, texts, manifest = parts[""] if "" in parts else _together(about, parts, chosen)
     if chosen and config.selection.duplicates != "none":
         links[steps.REJECTS] = _file((chosen.entry, chosen.manifest), steps.REJECTS)
+    links |= steps.list_rejects(line, config, planned, load)
     texts["README.md"] = output.card(about["name"], manifest)
     published = output.publish(folder, links, texts, manifest, line.cache.run)
     return line, planned, {name: part[2] for name, part in parts.items()}, published

@@ -33,6 +33,7 @@ from pipeline import (
     fingerprint,
     model,
     plan,
+    rejects,
     selection,
     split,
     tokenizer,
@@ -40,11 +41,11 @@ from pipeline import (
     window,
 )
 from pipeline import config as configs
-from pipeline.arrow import numbers, read_batches, read_schema
+from pipeline.arrow import flags, numbers, read_batches, read_schema
 from pipeline.cache import Entry
 from pipeline.errors import InputError
 from pipeline.files import Json, digest, expect_space, require_space
-from pipeline.phase import Line, Made, Step, file_name
+from pipeline.phase import Line, Made, Step, file_name, side_name
 from pipeline.stream import AnyStream, Stream
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ PROOF_BYTES = 1 << 17  # of text on which a fast tokenizer is compared with the 
 BYTES_PER_TOKEN = 4  # of English text and a learned vocabulary, for the estimate of what a run stores
 TABLES, DOCUMENTS_FILE = "embeddings.safetensors", "documents.arrow"
 VERDICTS, REJECTS = "verdicts.arrow", "duplicates.jsonl"
+LISTS = "rejects.jsonl"  # beside each file of `load`
+Reject = Callable[[bytes], Any]
 Result = tuple[Entry, Json]  # an entry that is whole, and its manifest
 DOCUMENTS = pa.schema(
     [("source", pa.int32()), ("start", pa.int64()), ("end", pa.int64()), ("first", pa.int64()), ("tokens", pa.int64())]
@@ -130,7 +133,19 @@ def name_embed(name: Name, config: configs.Config, windows: Entry, written: bool
 def load(line: Line, config: configs.Config, planned: plan.Plan) -> Step:
     """Stage `load`."""
     entry = name_load(line.entry, config, planned.sha256)
-    return Step(entry, partial(_load, settings=config.corpus, rehash=not config.cache.trust_stat))
+    work = partial(_load, settings=config.corpus, rehash=not config.cache.trust_stat)
+    if not rejects.listed(config.corpus):
+        return Step(entry, work)
+    return Step(entry, partial(_load_listing, work=work, entry=entry), LISTS)
+
+
+def list_rejects(line: Line, config: configs.Config, planned: plan.Plan, load: Step) -> dict[str, tuple[Path, Json]]:
+    """The lists of rejects that hold any, by the name that they have in a dataset; computed again where they are gone."""
+    if load.beside is None:
+        return {}
+    files = line.fulfil([load], list(planned.shards), planned.bytes, {})["files"]
+    lists = (name for name, note in files.items() if name.endswith(load.beside) and note["bytes"])
+    return {f"rejects/{name.removesuffix(LISTS)}jsonl": (load.entry.path(name), files[name]) for name in lists}
 
 
 # -- which documents: verdicts need the whole corpus ------------------------------------------------------
@@ -198,11 +213,11 @@ def _decide(
     verdicts, repeats = selection.decide(documents, splits, config.selection)
     with entry.write(VERDICTS) as file:
         selection.write_verdicts(file, verdicts, documents.shards)
-    with entry.write(REJECTS) as rejects:
-        selection.write_rejects(rejects, documents, verdicts, repeats, sources)
+    with entry.write(REJECTS) as copies:
+        selection.write_rejects(copies, documents, verdicts, repeats, sources)
     counts = selection.account(documents, verdicts, config.split)
     found = selection.overlap(documents, verdicts, config.split, config.selection.threshold, sources)
-    files_written = {VERDICTS: file.note, REJECTS: rejects.note}
+    files_written = {VERDICTS: file.note, REJECTS: copies.note}
     ledger = {**ledger, "selection": dict(sorted(counts.items()))}
     return entry.finish(list(files_written), list(files_written.values()), ledger=ledger, overlap=found)
 
@@ -283,8 +298,11 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
     tokenize = name_tokenize(line.entry, config, load.entry, ready.entry, ready.backend)
     encode = name_encode(line.entry, config, tokenize)
     if (manifest := line.cached([load.entry, tokenize, encode])) is not None:
+        rejects.require_budget(Counter(manifest["ledger"]["load"]), config.corpus)
         return encode, manifest
     line.cache.require_writable()
+    if config.corpus.metadata:  # it stands in what `load` wrote, and goes no further
+        line.fulfil([load], list(planned.shards), planned.bytes, {})
     sources = tuple(source.path for source in planned.sources)
     several = not planned.sections and corpus.several_documents(planned.shards, config.corpus)
     marks = vocabulary.marks(config.vocabulary, ready.open(), several)
@@ -300,7 +318,7 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
 
     def documents(files: Json) -> Json:
         with encode.write(DOCUMENTS_FILE) as file:
-            _write_documents(file, open_stream(encode, files, marks.dtype))
+            _write_documents(file, open_stream(encode, files, marks.dtype), load.entry, config.corpus.metadata)
         return {DOCUMENTS_FILE: file.note}
 
     with engine.beside() as aside:
@@ -313,6 +331,7 @@ def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step,
                 _judge(proof.result(), ready)
 
         manifest = line.fulfil(steps, list(planned.shards), planned.bytes, {}, None, documents, proven)
+    rejects.require_budget(Counter(manifest["ledger"]["load"]), config.corpus)
     return encode, manifest
 
 
@@ -323,8 +342,18 @@ def _expected(planned: plan.Plan, ready: Ready, dtype: str, kind: str) -> int:
     return planned.bytes + 2 * tokens * np.dtype(dtype).itemsize + vocabulary
 
 
-def _load(source: Any, shard: plan.Shard, counts: "Counter[str]", settings: configs.Corpus, rehash: bool) -> Made:
-    return corpus.schema(settings), corpus.load(shard, settings, counts, rehash)
+def _load(
+    source: Any, shard: plan.Shard, counts: "Counter[str]", settings: configs.Corpus, rehash: bool, reject: Reject | None = None
+) -> Made:
+    return corpus.schema(settings), corpus.load(shard, settings, counts, rehash, reject)
+
+
+def _load_listing(source: Any, shard: plan.Shard, counts: "Counter[str]", work: Callable[..., Made], entry: Entry) -> Made:
+    def batches() -> Iterator[pa.RecordBatch]:
+        with entry.write(side_name(shard.index, LISTS)) as file:
+            yield from work(source, shard, counts, reject=file.write)[1]
+
+    return work(source, shard, counts)[0], batches()
 
 
 def _tokenize(
@@ -344,14 +373,23 @@ def open_stream(encode: Entry, files: Json, dtype: str) -> Stream:
     return Stream([encode.path(name) for name in names], [files[name]["counts"].get("ids", 0) for name in names], dtype)
 
 
-def _write_documents(file: Any, stream: Stream) -> None:
-    """Where each document came from, and where its IDs lie in the stream."""
-    with pa.ipc.new_stream(file, DOCUMENTS) as writer:
+def _write_documents(file: Any, stream: Stream, load: Entry, metadata: list[str]) -> None:
+    """Where each document came from, where its IDs lie in the stream, and what was carried along."""
+    schema = pa.schema([*DOCUMENTS, *(pa.field(name, pa.string()) for name in metadata)]) if metadata else DOCUMENTS
+    with pa.ipc.new_stream(file, schema) as writer:
         for shard, start in enumerate(stream.starts[:-1]):
             documents, lengths = stream.documents(shard), stream.document_lengths(shard)
             first = numbers(start + np.cumsum(lengths) - lengths)
             columns = [documents["source"], documents["start"], documents["end"], first, documents["tokens"]]
-            writer.write_batch(pa.record_batch(columns, schema=DOCUMENTS))
+            writer.write_batch(pa.record_batch(columns + _carried(load, shard, metadata), schema=schema))
+
+
+def _carried(load: Entry, shard: int, metadata: list[str]) -> list[pa.Array]:
+    """The columns of metadata of a shard's documents: those of the last row of each."""
+    if not metadata:
+        return []
+    batches = [batch.take(numbers(np.flatnonzero(flags(batch["ends"])))) for batch in read_batches(load.path(file_name(shard)))]
+    return [pa.concat_arrays([batch[name] for batch in batches] or [pa.nulls(0, pa.string())]) for name in metadata]
 
 
 def _prove(ready: Ready, planned: plan.Plan, settings: configs.Corpus) -> tokenizer.Proof:

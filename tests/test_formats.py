@@ -1,0 +1,277 @@
+"""One corpus in every format, compression and archive gives the same documents, and the same IDs."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from formats import COMPRESSIONS, FORMATS, tarred, zipped
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import composed
+from pipeline import corpus, json_records, plan
+from pipeline.arrow import read_batches
+from pipeline.cache import Cache
+from pipeline.config import Config, Corpus, check
+from pipeline.errors import ConfigError, InputError
+from pipeline.run import run
+
+ROWS = ['Dear Hester,\nthe "ferry", was late\\ [1] {2}', "x", "naïve €😀", "z" * 5000, *(f"row {i}, é" for i in range(1500))]
+
+
+def read(settings: Corpus, folder: Path, counts: Counter[str] | None = None, rejected: list[bytes] | None = None) -> list[str]:
+    """The documents of a corpus; its balance is checked."""
+    counts = Counter() if counts is None else counts
+    found, piece = [], ""
+    for shard in plan.make(settings, Cache.open(folder / "cache"), False, 1).shards:
+        for batch in corpus.load(shard, settings, counts, reject=None if rejected is None else rejected.append):
+            batch.validate(full=True)
+            for text, ends in zip(batch["text"].to_pylist(), batch["ends"].to_pylist(), strict=True):
+                piece += text
+                if ends:
+                    found.append(piece)
+                    piece = ""
+    dropped = sum(count for name, count in counts.items() if name.startswith("dropped_") and name.endswith("_bytes"))
+    grown = counts["recoded_bytes"] + counts["added_bytes"] + counts["repaired_bytes"]
+    assert counts["bytes"] + grown == counts["text_bytes"] + dropped + counts["syntax_bytes"]
+    return found
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_and_compression_gives_the_same_documents(form: str, compression: str, tmp_path: Path) -> None:
+    path = tmp_path / "named by nothing"
+    path.write_bytes(COMPRESSIONS[compression](FORMATS[form](ROWS)))
+    assert read(Corpus(format=form.split()[0], paths=[str(path)], shard_bytes=9000), tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "arrow stream"])
+def test_members_of_archives_are_sources_of_their_own(form: str, kind: str, tmp_path: Path) -> None:
+    half = {"./b/two.gz": COMPRESSIONS["gz"](FORMATS[form](ROWS[:700])), "a/one": FORMATS[form](ROWS[700:]), "._a": b"\0"}
+    path = tmp_path / "archive"
+    path.write_bytes(zipped(half) if kind == "zip" else tarred(half, "w:gz" if kind == "tar.gz" else "w"))
+    asked = Corpus(format=form.split()[0], paths=[str(path)], archives=True)
+    assert read(asked, tmp_path) == ROWS
+    planned = plan.make(asked, Cache.open(tmp_path / "cache"), True, 1)
+    assert planned == plan.make(asked, Cache.open(tmp_path / "cache"), True, 1)
+    assert [source.path for source in planned.sources] == [f"{path}!b/two.gz", f"{path}!a/one"]
+    with pytest.raises(InputError, match=r"is an archive \(.*set corpus\.archives=true|not a readable"):
+        read(Corpus(format=form.split()[0], paths=[str(path)]), tmp_path)
+
+
+def test_a_folder_of_many_formats_is_read_by_the_endings_of_its_names(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for place, name in enumerate(("a.jsonl.gz", "b.csv", "c.parquet", "d.WET")):
+        form = {"jsonl.gz": "jsonl", "WET": "warc"}.get(name[2:], name[2:])
+        data = FORMATS[form](ROWS[place * 10 : place * 10 + 10])
+        (folder / name).write_bytes(COMPRESSIONS["gz"](data) if name.endswith("gz") else data)
+    (folder / "e.md").write_text("# A title")
+    asked = Corpus(format="auto", paths=[str(folder)])
+    assert read(asked, tmp_path) == [*ROWS[:40], "# A title"]
+    before = plan.make(asked, Cache.open(tmp_path / "cache"), True, 1).sha256
+    (folder / "e.md").rename(folder / "e.markdown")
+    assert plan.make(asked, Cache.open(tmp_path / "cache"), True, 1).sha256 == before
+    (folder / "f.doc").write_text("?")
+    with pytest.raises(ConfigError, match=r"f\.doc.*corpus\.format=auto knows the endings"):
+        read(asked, tmp_path)
+
+
+# -- columns ----------------------------------------------------------------------------------------------
+
+
+def carried(asked: Corpus, folder: Path) -> list[tuple[str, ...]]:
+    shards = plan.make(asked, Cache.open(folder / "cache"), False, 1).shards
+    rows = [batch for shard in shards for batch in corpus.load(shard, asked, Counter())]
+    return [row for b in rows for row in zip(*(b[name].to_pylist() for name in ("text", *asked.metadata)), strict=True)]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "arrow"])
+def test_text_comes_from_nested_columns_and_templates_and_others_are_carried_along(form: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    rows = [{"title": f"T{i}", "meta": {"body": {"text": f"b€{i}"}, "n": i}, "url": f"u{i}"} for i in range(3)]
+    path = tmp_path / "in"
+    if form in ("jsonl", "json"):
+        path.write_text("\n".join(map(json.dumps, rows)) if form == "jsonl" else json.dumps(rows))
+    else:
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_file(path, table.schema) if form == "arrow" else pq.ParquetWriter(path, table.schema) as writer:
+            writer.write_table(table)
+    asked = Corpus(format=form, paths=[str(path)], template="{title}\\n{meta.body.text}.", metadata=["url", "meta.n"])
+    assert carried(asked, tmp_path) == [(f"T{i}\nb€{i}.", f"u{i}", f"{i}") for i in range(3)]
+    counts: Counter[str] = Counter()
+    assert read(Corpus(format=form, paths=[str(path)], text_column="meta.body.text"), tmp_path, counts) == ["b€0", "b€1", "b€2"]
+    with pytest.raises(ConfigError, match=r"no column 'meta\.none'"):
+        read(Corpus(format=form, paths=[str(path)], text_column="meta.none"), tmp_path)
+    with pytest.raises(InputError, match=r"column 'meta\.n' holds"):
+        read(Corpus(format=form, paths=[str(path)], text_column="meta.n"), tmp_path)
+
+
+def test_a_csv_column_that_is_missing_or_given_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("id,body,body\n1,a,b\n")
+    with pytest.raises(ConfigError, match=r"line 1: no column 'text'; found: 'id', 'body', 'body'"):
+        read(Corpus(format="csv", paths=[str(path)]), tmp_path)
+    with pytest.raises(InputError, match="column 'body' is given 2 times"):
+        read(Corpus(format="csv", paths=[str(path)], text_column="body"), tmp_path)
+
+
+@pytest.mark.parametrize("template", ["{", "{0!r}", "{a:3}", "no column", "{}"])
+def test_a_template_that_names_no_column_is_refused(template: str, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text('{"text":"a"}')
+    with pytest.raises(ConfigError, match=r"corpus\.template"):
+        read(Corpus(format="jsonl", paths=[str(tmp_path / "in")], template=template), tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('a"\\[]{},: €'), max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.sampled_from('a"\\,]'), max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows=st.lists(JSON, min_size=1, max_size=6), indent=st.sampled_from([None, 1]), cut=st.integers(1, 200))
+def test_an_array_is_cut_into_its_elements_wherever_the_block_ends(rows: list[object], indent: int | None, cut: int) -> None:
+    data = json.dumps(rows, indent=indent)[1:].encode()
+    found: list[object] = []
+    while True:
+        piece = np.frombuffer(data[:cut], np.uint8)
+        starts, stops, rest, closed = json_records._elements(piece)
+        found += [json.loads(data[a:b]) for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+        data = data[rest:]
+        if closed:
+            break
+        cut += 0 if rest else 1
+    assert found == rows and not data
+
+
+# -- what is left out, and repaired -----------------------------------------------------------------------
+
+
+def test_rules_leave_documents_out_count_them_and_list_them_where_asked(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("ab\nabcdefghij\nkeep this\nkeep that\nother\n")
+    asked = Corpus(
+        paths=[str(tmp_path / "in")], document="line", min_characters=3, max_characters=9, include="keep", exclude="that"
+    )
+    counts: Counter[str] = Counter()
+    rejected: list[bytes] = []
+    assert read(asked, tmp_path, counts, rejected) == ["keep this"] and not rejected
+    for reason in ("short", "long", "unmatched", "excluded"):
+        assert counts[f"dropped_{reason}_documents"] == 1, reason
+    asked.list_dropped = True
+    assert read(asked, tmp_path, rejected=rejected) == ["keep this"]
+    listed = [(row["line"], row["start"], row["end"], row["reason"], row["excerpt"]) for row in map(json.loads, rejected)]
+    assert listed == [
+        (1, 0, 2, "short", "ab"),
+        (2, 3, 13, "long", "abcdefghij"),
+        (4, 24, 33, "excluded", "keep that"),
+        (5, 34, 39, "unmatched", "other"),
+    ]
+
+
+def test_repairs_are_made_where_asked_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes("e\u0301\r\nﬁ\rx".encode())
+    path = [str(tmp_path / "in")]
+    counts: Counter[str] = Counter()
+    assert read(Corpus(paths=path, newlines=True, unicode="NFC"), tmp_path, counts) == ["é\nﬁ\nx"]
+    assert (counts["repaired_newlines"], counts["repaired_unicode"], counts["repaired_bytes"]) == (1, 1, -2)
+    assert read(Corpus(paths=path, unicode="NFKC"), tmp_path) == ["é\r\nfi\rx"]
+    assert read(Corpus(paths=path), tmp_path) == ["e\u0301\r\nﬁ\rx"]
+
+
+def test_ftfy_repairs_what_was_decoded_by_the_wrong_charset(tmp_path: Path) -> None:
+    pytest.importorskip("ftfy")
+    (tmp_path / "in").write_text("schÃ¶n &amp; “gut”")
+    assert read(Corpus(paths=[str(tmp_path / "in")], ftfy=True), tmp_path) == ["schön &amp; “gut”"]
+
+
+def test_a_long_document_is_judged_and_repaired_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.batches.BLOCK", 16)
+    text = "e\u0301 word " * 50 + "end"
+    (tmp_path / "in").write_text(text)
+    asked = Corpus(paths=[str(tmp_path / "in")], unicode="NFC", include="word é word é.*end$", min_characters=352)
+    assert read(asked, tmp_path) == [text.replace("e\u0301", "é")]
+    asked.max_document_bytes = 100
+    with pytest.raises(InputError, match=r"longer than corpus\.max_document_bytes=100, and must be held"):
+        read(asked, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"include": "("}, {"min_characters": 5, "max_characters": 4}, {"metadata": ["text"]}, {"metadata": ["url"]},
+     {"format": "csv", "metadata": ["a", "a"]}, {"unicode": "NFD"}, {"on_bad_row": "drop"}],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_refused_before_anything_is_read(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="corpus"):
+        check(Config(corpus=Corpus(paths=["x"], **wrong)))
+
+
+# -- the whole line ---------------------------------------------------------------------------------------
+
+
+def ids(folder: Path) -> Iterator[np.ndarray]:
+    for path in sorted(folder.glob("data-*.arrow")):
+        for batch in read_batches(path):
+            yield batch["input_ids"].flatten().to_numpy()
+
+
+def prepared(form: str, path: Path, *more: str) -> tuple[int, list[int]]:
+    """Windows and IDs of a corpus file."""
+    config = composed(
+        f"corpus={form}",
+        f"corpus.paths=[{path}]",
+        "window.context_length=64",
+        "embedding=none",
+        "engine=serial",
+        "name=x",
+        *more,
+    )
+    config.output.dir, config.cache.dir = str(path.parent / "out"), str(path.parent / "cache")
+    outcome = run(config)
+    return outcome.rows, np.concatenate(list(ids(outcome.folder))).tolist()
+
+
+def test_metadata_and_rejects_end_in_the_dataset(at: Path) -> None:
+    import pyarrow as pa
+
+    (at / "in").write_bytes(COMPRESSIONS["gz"](b'{"text":"one two three","url":"u"}\nbad\n{"text":"four five","url":7}\n'))
+    skip = ("corpus.on_bad_row=skip", "corpus.metadata=[url]", "tokenizer=bytes", "window.context_length=4")
+    prepared("jsonl", at / "in", *skip)
+    (rejects,) = (at / "out" / "rejects").iterdir()
+    row = json.loads(rejects.read_text())
+    assert (row["file"], row["line"], row["start"], row["end"], row["reason"], row["excerpt"]) == (
+        str(at / "in"),
+        2,
+        35,
+        38,
+        "bad",
+        "bad",
+    )
+    with pa.ipc.open_stream(at / "out" / "documents.arrow") as stream:
+        assert stream.read_all()["url"].to_pylist() == ["u", "7"]
+    with pytest.raises(InputError, match=r"more than corpus\.max_bad_rows=0 rows"):
+        prepared("jsonl", at / "in", *skip, "corpus.max_bad_rows=0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_twenty_megabytes_in_every_format_and_compression_give_identical_ids(assets: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(assets / "corpora" / "bench-20mb.parquet", columns=["text"])["text"].to_pylist()
+    path, first = tmp_path / "in", None
+    more = ("tokenizer=gpt2", "window.context_length=1024")
+    for form, write in FORMATS.items():
+        data = write(rows)
+        for name, compress in COMPRESSIONS.items():
+            path.write_bytes(compress(data))
+            found = prepared(form.split()[0], path, *more)
+            first = first or found
+            assert found == first, (form, name)
