@@ -10,6 +10,7 @@ A member whose name is absolute or leads upwards, that is a link, a device, encr
 another, makes the whole archive an error: it was made to harm, or holds something else than it seems to.
 """
 
+import errno
 import io
 import lzma
 import stat
@@ -214,5 +215,5 @@ class _Guarded:
 
 def _ours(error: Exception) -> Exception | None:
     """An error that is already one for a person, or the system's."""
-    system = isinstance(error, OSError) and error.errno is not None
+    system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # a place before the file's beginning
     return error if isinstance(error, PipelineError) or system else None

@@ -220,7 +220,7 @@ def metadata_array(column: pa.Array) -> pa.StringArray:
 def joined_or_null(rows: list[str | None]) -> pa.StringArray:
     """Strings and nulls as an array."""
     data = [(row or "").encode(errors="replace") for row in rows]
-    valid = np.packbits([row is not None for row in rows], bitorder="little")
+    valid = np.packbits(np.array([row is not None for row in rows], bool), bitorder="little")
     offsets = adjoin([*map(len, data)]).astype(np.int32)
     buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(b"".join(data))]
     return pa.StringArray.from_buffers(len(rows), buffers[1], buffers[2], buffers[0])

@@ -159,6 +159,7 @@ def _utf8(
             return None
         new = text.decode(errors="replace").encode()
         counts["recoded_bytes"] += len(new) - len(text)
+        counts["syntax_bytes"] += len(new) - len(text)
         counts["replaced_documents"] += 1
         return new
     return text

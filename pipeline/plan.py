@@ -14,6 +14,7 @@ again only when its inode, size, mtime or ctime is another. 200 MB take 0.1 s on
 
 import codecs
 import contextlib
+import errno
 import hashlib
 import itertools
 import logging
@@ -304,7 +305,7 @@ def open_parquet(file: places.File, path: str, corpus: Corpus) -> Any:
         parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         schema = parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise InputError(f"{path!r} is not a readable Parquet file: {' '.join(str(error).split())}") from error
     require_columns(schema, path, corpus)

@@ -5,6 +5,7 @@ columns. Parquet is read a few MiB at a time. Of an Arrow file, of which no part
 is held; it is checked to the last offset before a value of it is touched, since Arrow itself trusts what it reads.
 """
 
+import errno
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,7 +88,7 @@ def _record_batches(file: Any, content: Content) -> Iterator[pa.RecordBatch]:
 
 
 def _unreadable(error: Exception, content: Content, kind: str) -> Exception:
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a place before the file's beginning
         return error
     return InputError(f"{content.name!r} is not a readable {kind} file: {' '.join(str(error).split())}")
 

@@ -1,12 +1,20 @@
 """Bad input, by the rows of the fault catalogue: the exit code, and one line that names the place and the way out."""
 
+import gzip
+import io
+import json
 import os
 import socket
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from formats import COMPRESSIONS, tarred, zipped
 
 from pipeline import cli, corpus, places, plan
 from pipeline.cache import Cache
@@ -153,3 +161,170 @@ def test_two_files_of_the_same_content_are_two_in_the_order_of_their_paths(ends:
     for shard in planned.shards:
         list(corpus.load(shard, settings, counts))
     assert counts["documents"] == 3
+
+
+# -- bytes ------------------------------------------------------------------------------------------------
+
+
+def put(data: bytes, name: str = "x") -> Callable[[], None]:
+    return lambda: bool(Path(name).write_bytes(data)) and None
+
+
+def both(*writes: Callable[[], None]) -> Callable[[], None]:
+    return lambda: [write() for write in writes] and None
+
+
+ROW = b'{"text":"The ferry was late."}\n'
+DEEP = b'{"x":' + b"[" * 10000 + b"1}\n"
+
+
+def parquet(**columns: list[object]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def broken_arrow() -> bytes:
+    """An Arrow stream whose offsets of strings lead far outside of its memory."""
+    sink, batch = io.BytesIO(), pa.record_batch([pa.array(["abcd", "x" * 60])], ["text"])
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().replace(np.array([0, 4, 64], np.int32).tobytes(), np.array([0, 4, 1 << 30], np.int32).tobytes())
+
+
+def odd_tar(change: Callable[[tarfile.TarInfo], None]) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        info = tarfile.TarInfo("a.txt")
+        change(info)
+        archive.addfile(info)
+    return sink.getvalue()
+
+
+def linking(info: tarfile.TarInfo) -> None:
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+
+
+def device(info: tarfile.TarInfo) -> None:
+    info.type = tarfile.CHRTYPE
+
+
+def window_of_2_gib() -> bytes:
+    """A frame of zstd (RFC 8878) that asks for a window of 2 GiB: magic, descriptor, window, one raw block."""
+    return b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(31 - 10) << 3]) + (1 | 5 << 3).to_bytes(3, "little") + b"hello"
+
+
+GZ, ZST, XZ, BZ2 = (COMPRESSIONS[name](ROW * 100) for name in ("gz", "zst", "xz", "bz2"))
+ARCHIVES = ["corpus=text", "corpus.archives=true"]
+LINES = ["corpus=text", "corpus.document=line"]
+BYTES = [
+    ("B1", put(b"good text\nab\xffcd\n"), LINES, 3, "'x' line 2, byte 3: 0xff is not UTF-8. Set corpus.errors=replace"),
+    ("B1-replace", put(b"good text\nab\xffcd\n"), [*LINES, "corpus.errors=replace"], 0, None),
+    ("B1-skip", put(b"good text\nab\xffcd\n"), [*LINES, "corpus.on_bad_row=skip"], 0, None),
+    ("B2", put(b"\xef\xbb\xbfgood\xef\xbb\xbf text"), ["corpus=text"], 0, None),
+    ("B3", put("good text".encode("utf-16")), ["corpus=text"], 3, "looks like UTF-16 (BOM ff fe)"),
+    ("B3-named", put("good text".encode("utf-16")), ["corpus=text", "corpus.encoding=utf-16"], 0, None),
+    ("B4", put(b"one\r\ntwo\rthree\r\n"), LINES, 0, None),
+    ("B5", put("one\u2028two\x85three\v\f".encode()), LINES, 0, None),
+    ("B6", put(b"one two\0three"), ["corpus=text"], 0, None),
+    ("B7", put(ROW + b'{"text":"\\ud800"}\n'), ["corpus=jsonl"], 3, "'x' line 2: column 'text' holds a lone surrogate"),
+    ("B7-replace", put(ROW + b'{"text":"\\ud800"}\n'), ["corpus=jsonl", "corpus.errors=replace"], 0, None),
+    ("B8", both(put(b"", "x"), put(b"text of some length", "y")), ["corpus=text", "corpus.paths=[x,y]"], 0, None),
+    ("B9", both(put(b"", "x"), put(b" \n\t", "y")), ["corpus=text", "corpus.paths=[x,y]"], 3, "read 2 files, 3 bytes, 0 usable"),
+    ("B10", put(b'{"text":"' + b"b" * 3000 + b'"}\n'), ["corpus=jsonl", "corpus.max_document_bytes=2000"], 3, "is longer than corpus"),
+    ("B13", put(ROW + b'{"text": tru}\n' + ROW), ["corpus=jsonl"], 3, "'x' line 2: invalid JSON (col 10)"),
+    ("B13-skip", put(ROW + b'{"text": tru}\n' + ROW), ["corpus=jsonl", "corpus.on_bad_row=skip"], 0, None),
+    ("B14", put(ROW + ROW[:-1]), ["corpus=jsonl"], 0, None),
+    ("B14-torn", put(ROW + ROW[:-4]), ["corpus=jsonl"], 3, "The file may be truncated."),
+    ("B15", put(b"[" + ROW + b"]"), ["corpus=jsonl"], 3, "set corpus.format=json"),
+    ("B15-reverse", put(ROW * 2), ["corpus=json"], 3, "set corpus.format=jsonl"),
+    ("B16", put(b'{"body":"a","id":1}\n'), ["corpus=jsonl"], 2, "no column 'text'; found: 'body', 'id'. Did you mean corpus.text_column=body?"),
+    ("B16-csv", put(b"body,id\na,1\n"), ["corpus=csv"], 2, "no column 'text'; found: 'body', 'id'"),
+    ("B17-null", put(ROW + b'{"text":null}\n'), ["corpus=jsonl"], 3, "line 2: column 'text' holds null, not a string"),
+    ("B17-number", put(ROW + b'{"text":5}\n'), ["corpus=jsonl"], 3, "line 2: column 'text' holds 5, not a string"),
+    ("B17-some", put(ROW + b'{"id":5}\n'), ["corpus=jsonl", "corpus.on_bad_row=skip"], 0, None),
+    ("B17-parquet", put(parquet(text=["a good text", None])), ["corpus=parquet"], 3, "row 1: column 'text' is null"),
+    ("B17-parquet-skip", put(parquet(text=["a good text", None])), ["corpus=parquet", "corpus.on_bad_row=skip"], 0, None),
+    ("B18-twice", put(b'{"text":"a","text":"b"}\n'), ["corpus=jsonl"], 3, "line 1: column 'text' is given 2 times"),
+    ("B18-nan", put(b'{"text":NaN}\n'), ["corpus=jsonl"], 3, "line 1: column 'text' holds NaN"),
+    ("B18-deep", put(DEEP), ["corpus=jsonl"], 3, "'x' line 1: invalid JSON"),
+    ("B19-gz", put(GZ[:-5]), ["corpus=jsonl"], 3, "'x' is truncated: its gzip data ends in the middle"),
+    ("B19-zst", put(ZST[:-5]), ["corpus=jsonl"], 3, "'x' is truncated: its zstd data ends in the middle"),
+    ("B19-xz", put(XZ[:-5]), ["corpus=jsonl"], 3, "'x' is truncated: its xz data ends in the middle"),
+    ("B19-bz2", put(BZ2[:-5]), ["corpus=jsonl"], 3, "'x' is truncated: its bz2 data ends in the middle"),
+    ("B19-garbage", put(GZ + b"more"), ["corpus=jsonl"], 3, "something else follows its gzip data"),
+    ("B19-garbage-xz", put(XZ + b"more than that"), ["corpus=jsonl"], 3, "something else follows its xz data"),
+    ("B19-wrong-name", put(ZST, "x.gz"), ["corpus=jsonl", "corpus.paths=[x.gz]"], 0, None),
+    ("B19-not-packed", put(ROW, "x.gz"), ["corpus=jsonl", "corpus.paths=[x.gz]"], 0, None),
+    ("B20", put(gzip.compress(b"a" * (65 << 20), 9)), ["corpus=text"], 3, "more than 200 times larger"),
+    ("B20-limit", put(GZ), ["corpus=jsonl", "corpus.max_decompressed_bytes=100"], 3, "larger than corpus.max_decompressed_bytes=100"),
+    ("B20-twice", put(gzip.compress(GZ)), ["corpus=jsonl"], 3, "is compressed twice (gzip within gzip)"),
+    ("B20-window", put(window_of_2_gib()), ["corpus=text"], 3, "'x' is damaged"),
+    ("B21-off", put(tarred({"a.txt": b"text"})), ["corpus=text"], 3, "is an archive (tar): set corpus.archives=true"),
+    ("B21-up", put(tarred({"../a.txt": b"text"})), ARCHIVES, 3, "whose path leads out of the archive"),
+    ("B21-absolute", put(zipped({"/tmp/a.txt": b"text"})), ARCHIVES, 3, "whose path leads out of the archive"),
+    ("B21-link", put(odd_tar(linking)), ARCHIVES, 3, "which is a link, a device or sparse"),
+    ("B21-device", put(odd_tar(device)), ARCHIVES, 3, "which is a link, a device or sparse"),
+    ("B21-twice", put(tarred({"a.txt": b"text", "./a.txt": b"text"})), ARCHIVES, 3, "'./a.txt', twice"),
+    ("B21-fine", put(zipped({"a.txt": b"text of some length"})), ARCHIVES, 0, None),
+    ("B26-schema", put(parquet(text=[1])), ["corpus=parquet"], 3, "'x': column 'text' holds int64, not strings"),
+    ("B26-footer", put(parquet(text=["a"])[:-8] + b"\xff\xff\0\0PAR1"), ["corpus=parquet"], 3, "'x' is not a readable Parquet file"),
+    ("B26-encrypted", put(b"PARE" + b"\0" * 20 + b"PARE"), ["corpus=parquet"], 3, "'x' is not a readable Parquet file"),
+    ("B26-no-rows", put(parquet(text=pa.array([], pa.string()))), ["corpus=parquet"], 3, "0 usable documents"),
+    ("B26-differing", both(put(parquet(text=["a"])), put(parquet(body=["a"]), "y")), ["corpus=parquet", "corpus.paths=[x,y]"], 2, "'y': no column 'text'; found: body"),
+    ("B27", put(broken_arrow()), ["corpus=arrow"], 3, "'x' is not a readable Arrow file"),
+]  # fmt: skip
+
+
+@pytest.mark.row("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B9", "B10", "B13", "B14", "B15", "B16", "B17", "B18")
+@pytest.mark.row("B19", "B20", "B21", "B26", "B27")
+@pytest.mark.parametrize(("prepare", "arguments", "code", "said"), [pytest.param(*row, id=name) for name, *row in BYTES])
+def test_bytes_that_are_not_as_they_should_be(
+    prepare: Callable[[], None], arguments: list[str], code: int, said: str | None, ends: End
+) -> None:
+    prepare()
+    before = {path for path in Path().rglob("*") if path.suffix == ".txt"}
+    where = [] if any(argument.startswith("corpus.paths") for argument in arguments) else ["corpus.paths=[x]"]
+    ended, err = ends(*arguments, *where)
+    assert ended == code, err
+    lines = errors(err)
+    assert (not lines) if said is None else (len(lines) == 1 and said in lines[0]), err
+    assert {path for path in Path().rglob("*") if path.suffix == ".txt"} == before  # no member was unpacked
+
+
+@pytest.mark.row("B13", "B17")
+def test_every_other_row_is_there_and_the_bad_one_is_listed(ends: End) -> None:
+    Path("x").write_bytes(ROW + b'{"text": tru}\n' + ROW + b'{"id":1}\n' + b'{"text":7}\n' + ROW)
+    code, err = ends("corpus=jsonl", "corpus.paths=[x]", "corpus.on_bad_row=skip", "name=x")
+    assert code == 0, err
+    (rejects,) = Path("outputs/x/rejects").iterdir()
+    rows = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert [(row["line"], row["excerpt"]) for row in rows] == [(2, '{"text": tru}'), (4, '{"id":1}'), (5, '{"text":7}')]
+    data = Path("x").read_bytes()
+    assert [data[row["start"] : row["end"]].decode() for row in rows] == [row["excerpt"] for row in rows]
+
+
+@pytest.mark.row("B10")
+def test_a_giant_line_is_passed_over_in_bounded_memory(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.batches.BLOCK", 64)
+    (at / "x").write_bytes(ROW + b'{"text":"' + b"b" * 5000 + b'"}\n' + ROW)
+    settings = Corpus(format="jsonl", paths=["x"], max_document_bytes=200, on_bad_row="skip")
+    counts: Counter[str] = Counter()
+    for shard in plan.make(settings, Cache.open(at / "cache"), True, 1).shards:
+        list(corpus.load(shard, settings, counts))
+    assert (counts["documents"], counts["dropped_bad_documents"], counts["dropped_bad_bytes"]) == (2, 1, 5011)
+
+
+@pytest.mark.row("B12")
+def test_many_tiny_files_need_few_handles_and_little_memory(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (at / "texts").mkdir()
+    for i in range(3000):
+        (at / "texts" / f"{i:04}").write_bytes(b"%d" % i)
+    settings = Corpus(paths=["texts"])
+    most = 0
+    (shard,) = plan.make(settings, Cache.open(at / "cache"), True, 1).shards
+    rows = 0
+    for batch in corpus.load(shard, settings, Counter()):
+        rows += len(batch)
+        most = max(most, len(os.listdir("/proc/self/fd")))
+    assert rows == 3000 and most < 100
