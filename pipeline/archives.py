@@ -102,7 +102,7 @@ class Zip(_Archive):
         self._infos: dict[str, zipfile.ZipInfo] = {}
         seen: set[str] = set()
         for info in self._zip.infolist():
-            if info.is_dir():
+            if info.filename.endswith("/"):
                 continue
             mode = info.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
