@@ -15,6 +15,7 @@ A stream of its own for each split, so that no window holds tokens of two. The t
 of them, the same for any number of workers, and computed, not sorted.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ SHARD = 8 << 20  # IDs in one batch of a table, which is what windows take as a 
 MOST = 1 << 18  # documents in one
 
 Documents = dict[str, np.ndarray]  # the columns but `first`, arrays of `[documents]`
+Metadata = dict[str, pa.Array]  # what stands beside each document
 
 
 def identity(split: Split) -> dict[str, Any]:
@@ -57,6 +59,16 @@ def read_documents(paths: Sequence[Path], sources: Sequence[int], ids: Sequence[
     return {name: np.concatenate([np.empty(0, np.int64), *found]) for name, found in columns.items()}
 
 
+def read_metadata(paths: Sequence[Path]) -> Metadata:
+    """The columns of the tables that `encode` wrote which are not ours."""
+    found: dict[str, list[pa.Array]] = {}
+    for batch in itertools.chain.from_iterable(map(read_batches, paths)):
+        for name in batch.schema.names:
+            if name not in SCHEMA.names:
+                found.setdefault(name, []).append(batch[name])
+    return {name: pa.concat_arrays(parts) for name, parts in found.items()}
+
+
 def order(chosen: np.ndarray, split: Split) -> np.ndarray:
     """The documents of a stream in their order: as they are numbered, or shuffled."""
     if split.shuffle != "documents":
@@ -64,16 +76,18 @@ def order(chosen: np.ndarray, split: Split) -> np.ndarray:
     return chosen[permute(np.arange(len(chosen)), len(chosen), keys(split.seed, 0))]
 
 
-def write(file: Any, documents: Documents, order: np.ndarray) -> None:
+def write(file: Any, documents: Documents, metadata: Metadata, order: np.ndarray) -> None:
     """The table of a stream with these documents in this order."""
-    first = 0
-    with pa.ipc.new_stream(file, SCHEMA) as writer:
+    first, schema = 0, pa.schema([*SCHEMA, *((name, column.type) for name, column in metadata.items())])
+    with pa.ipc.new_stream(file, schema) as writer:
         for low, high in _cuts(documents["tokens"][order]):
             chosen = order[low:high]
             edges = first + adjoin(documents["tokens"][chosen])
             columns = {name: documents[name][chosen] for name in SCHEMA.names if name != "first"} | {"first": edges[:-1]}
             columns["source"] = columns["source"].astype(np.int32)
-            writer.write_batch(pa.record_batch([numbers(columns[name]) for name in SCHEMA.names], schema=SCHEMA))
+            ours = [numbers(columns[name]) for name in SCHEMA.names]
+            beside = [column.take(numbers(chosen)) for column in metadata.values()]
+            writer.write_batch(pa.record_batch(ours + beside, schema=schema))
             first = int(edges[-1])
 
 

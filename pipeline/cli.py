@@ -325,8 +325,8 @@ def ledger_lines(ledger: dict[str, dict[str, int]], splits: dict[str, Any] | Non
     lines = [
         ("text", f"{load.get('text_bytes', 0):,} bytes in {console.counted(load.get('documents', 0), 'document')}"),
         ("", "; ".join(notes)),
-        ("IDs", _sum(ids, counts, ADDED) if ids != tokens or arrange else ""),
-        ("", _sum(ids, arrange, CHOSEN) if arrange else ""),
+        ("IDs", _sum(ids, counts, ADDED) if ids != tokens else ""),
+        ("" if ids != tokens else "IDs", _sum(ids, arrange, CHOSEN) if arrange else ""),
     ]
     for split, own in (splits or {"": ledger}).items():
         window = own.get("window", {})

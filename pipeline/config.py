@@ -110,9 +110,12 @@ class Split:
     train: float | None = None  # shares of the documents; null: what the others leave
     validation: float | None = None
     test: float | None = None
-    by: str = "content"  # content | files
+    by: str = "content"  # content | files | column
+    column: str | None = None  # by=column: one of corpus.metadata
     validation_files: list[str] = field(default_factory=list)  # by=files: patterns
     test_files: list[str] = field(default_factory=list)
+    validation_values: list[str] = field(default_factory=list)  # by=column: what stands in it
+    test_values: list[str] = field(default_factory=list)
     seed: int = 0  # of the shares and of the shuffle
     shuffle: str = "none"  # none | documents | windows
     overlap: str = "near"  # copies across splits are counted: near | exact | none
@@ -209,7 +212,7 @@ CHOICES = {
     "vocabulary.special_in_text": ("text", "token", "error"),
     "vocabulary.dtype": ("auto", "uint8", "uint16", "uint32"),
     "selection.duplicates": ("none", "exact", "near"),
-    "split.by": ("content", "files"),
+    "split.by": ("content", "files", "column"),
     "split.shuffle": ("none", "documents", "windows"),
     "split.overlap": ("near", "exact", "none"),
     "window.mode": ("sliding", "prefix", "document"),
@@ -442,7 +445,7 @@ def check(config: Config) -> None:
         raise ConfigError("embedding.embedding_dim is required: random vectors have no width of their own.")
     if config.embedding.kind == "none" and config.embedding.vectors == "always":
         raise ConfigError("embedding.vectors=always needs an embedding: set embedding=random or embedding=pretrained.")
-    _check_split(config.split)
+    _check_split(config.split, config.corpus.metadata)
     window = config.window
     stride = window.stride or window.context_length
     if window.mode == "sliding" and stride > window.context_length and not window.allow_gaps:
@@ -464,17 +467,21 @@ def output_name(config: Config) -> str:
     return config.name or Path(config.corpus.name).name
 
 
-def _check_split(split: Split) -> None:
+def _check_split(split: Split, metadata: list[str]) -> None:
     given = {name: getattr(split, name) for name in ("train", "validation", "test")}
     held = sum(share for name, share in given.items() if name != "train" and share)
-    if split.by == "files":
-        if any(share is not None for share in given.values()):
-            raise ConfigError("split.by=files takes split.validation_files= and split.test_files=, no shares.")
-        if not split.validation_files and not split.test_files:
-            raise ConfigError("split.by=files needs patterns in split.validation_files= or split.test_files=.")
-    elif split.validation_files or split.test_files:
-        raise ConfigError("split.validation_files and split.test_files need split.by=files.")
-    elif held >= 1 or (split.train is not None and abs(split.train + held - 1) > 1e-9):
+    for by in ("files", "values"):
+        kind = "files" if by == "files" else "column"
+        named = getattr(split, f"validation_{by}") + getattr(split, f"test_{by}")
+        if split.by == kind and any(share is not None for share in given.values()):
+            raise ConfigError(f"split.by={kind} takes split.validation_{by}= and split.test_{by}=, no shares.")
+        if split.by == kind and not named:
+            raise ConfigError(f"split.by={kind} needs split.validation_{by}=[...] or split.test_{by}=[...].")
+        if split.by != kind and named:
+            raise ConfigError(f"split.validation_{by} and split.test_{by} need split.by={kind}.")
+    if (split.column is not None) != (split.by == "column") or (split.column is not None and split.column not in metadata):
+        raise ConfigError(f"split.column={split.column}: split.by=column needs a column that corpus.metadata=[...] names.")
+    if split.by == "content" and (held >= 1 or (split.train is not None and abs(split.train + held - 1) > 1e-9)):
         told = " + ".join(f"{name} {share}" for name, share in given.items() if share is not None)
         raise ConfigError(f"split: {told} must make 1, with some left for train; leave out split.train to give it the rest.")
 

@@ -25,8 +25,9 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from pipeline import split
 from pipeline.arrow import adjoin, flags, numbers, string_bytes, to_numpy
-from pipeline.config import Selection
+from pipeline.config import Selection, Split
 
 VERSION = 1
 BLOCK = 1 << 20  # bytes of text hashed at a time: a dozen arrays of eight times as many bytes
@@ -41,26 +42,35 @@ OWN_WORD = np.zeros(256, bool)  # bytes with which a character begins that is a 
 OWN_WORD[0xE3:0xEE] = True
 
 
-def identity(selection: Selection, near: bool) -> dict[str, object]:
+def identity(selection: Selection, near: bool, splits: Split) -> dict[str, object]:
     """The settings that can change a fingerprint; `near`: are signatures wanted?"""
+    owner = {"split": split.identity(splits)} if splits.by == "column" else {}
     if not near:
-        return {"signature": None}
+        return {"signature": None, **owner}
     from rensa import RMinHash
 
     version = int(RMinHash.ALGORITHM_VERSION)
-    return {"signature": {"ngram": selection.ngram, "permutations": selection.permutations, "rensa": version}}
+    return {"signature": {"ngram": selection.ngram, "permutations": selection.permutations, "rensa": version}, **owner}
 
 
-def schema(selection: Selection, near: bool) -> pa.Schema:
+def schema(selection: Selection, near: bool, splits: Split) -> pa.Schema:
     """Columns: `source` int32, `start` and `end` int64 (of the document, as `load` has them), `bytes` int64 of its text,
-    `hash` fixed_size_list<uint64, 2>, and where `near`, `signature` fixed_size_list<uint32, permutations>.
+    `hash` fixed_size_list<uint64, 2>; where `near`, `signature` fixed_size_list<uint32, permutations>; and with
+    `split.by=column`, `split` int8, the number of its split.
     """
-    fields = {"source": pa.int32(), "start": pa.int64(), "end": pa.int64(), "bytes": pa.int64(), "hash": HASH}
-    return pa.schema(fields | ({"signature": pa.list_(pa.uint32(), selection.permutations)} if near else {}))
+    fields: dict[str, pa.DataType] = {
+        "source": pa.int32(),
+        "start": pa.int64(),
+        "end": pa.int64(),
+        "bytes": pa.int64(),
+        "hash": HASH,
+    }
+    fields |= {"signature": pa.list_(pa.uint32(), selection.permutations)} if near else {}
+    return pa.schema(fields | ({"split": pa.int8()} if splits.by == "column" else {}))
 
 
 def fingerprint(
-    batches: Iterable[pa.RecordBatch], selection: Selection, near: bool, counts: Counter[str]
+    batches: Iterable[pa.RecordBatch], selection: Selection, near: bool, splits: Split, counts: Counter[str]
 ) -> Iterator[pa.RecordBatch]:
     """One row per document of what `load` gives; a document in several pieces is hashed as a whole.
 
@@ -98,8 +108,11 @@ def fingerprint(
         if signed is not None:
             flat = numbers(np.ascontiguousarray(signed[last]).reshape(-1))
             columns.append(pa.FixedSizeListArray.from_arrays(flat, selection.permutations))
+        if splits.by == "column":
+            values = batch[str(splits.column)].to_pylist()
+            columns.append(numbers(split.assign_values([values[row] for row in last.tolist()], splits)))
         counts["documents"] += len(last)
-        yield pa.record_batch(columns, schema=schema(selection, near))
+        yield pa.record_batch(columns, schema=schema(selection, near, splits))
 
 
 def signatures(data: np.ndarray, offsets: np.ndarray, selection: Selection) -> np.ndarray:

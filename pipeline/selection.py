@@ -74,6 +74,7 @@ class Documents:
     hash: np.ndarray
     shards: np.ndarray  # the number of the first document of each shard, and behind the last
     signatures: "Signatures | None"
+    splits: np.ndarray | None = None  # int8, the number of each one's split, where it was told by a column
 
     def __len__(self) -> int:
         return len(self.source)
@@ -107,19 +108,22 @@ class Signatures:
 def read(paths: Sequence[Path]) -> Documents:
     """The fingerprints in files of the stage `fingerprint`, one file per shard."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("source", "start", "end", "bytes", "hash")}
-    views, counts = [], []
+    views, counts, told = [], [], []
     for path in paths:
         rows = 0
         for batch in read_batches(path):
             rows += len(batch)
             for name, found in columns.items():
                 found.append(to_numpy(batch[name].flatten()).reshape(-1, 2) if name == "hash" else to_numpy(batch[name]))
+            if "split" in batch.schema.names:
+                told.append(to_numpy(batch["split"]))
             if "signature" in batch.schema.names and len(batch):
                 signature = batch["signature"]
                 views.append(to_numpy(signature.flatten()).reshape(-1, signature.type.list_size))
         counts.append(rows)
     joined = {name: np.concatenate(found) if found else np.empty(0, np.int64) for name, found in columns.items()}
-    return Documents(**joined, shards=adjoin(counts), signatures=Signatures(views) if views else None)
+    owners = np.concatenate(told) if told else None
+    return Documents(**joined, shards=adjoin(counts), signatures=Signatures(views) if views else None, splits=owners)
 
 
 def decide(documents: Documents, splits: np.ndarray, selection: Selection) -> tuple[np.ndarray, np.ndarray]:

@@ -34,9 +34,8 @@ def names(split: Split) -> tuple[str, ...]:
     >>> names(Split(validation=0.1)), names(Split())
     (('train', 'validation'), ())
     """
-    if split.by == "files":
-        held = [name for name, files in (("validation", split.validation_files), ("test", split.test_files)) if files]
-        return ("train", *held) if held else ()
+    if split.by != "content":
+        return ("train", *(name for name, wanted in _wanted(split).items() if wanted))
     shares = fractions(split)
     return tuple(name for name in NAMES if shares[name] > 0) if shares["train"] < 1 else ()
 
@@ -52,8 +51,8 @@ def identity(split: Split) -> dict[str, Any] | None:
     """The settings that can change which split a document belongs to; None where there are no splits."""
     if not names(split):
         return None
-    if split.by == "files":
-        return {"by": "files", "validation_files": split.validation_files, "test_files": split.test_files}
+    if split.by != "content":
+        return {"by": split.by, "column": split.column, **_wanted(split)}
     return {"by": split.by, "seed": split.seed, **fractions(split)}
 
 
@@ -83,12 +82,25 @@ def assign_files(paths: Sequence[str], split: Split) -> np.ndarray:
     present = names(split)
 
     def of(path: str) -> int:
-        for name, patterns in (("validation", split.validation_files), ("test", split.test_files)):
+        for name, patterns in _wanted(split).items():
             if any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}") for pattern in patterns):
                 return present.index(name)
         return present.index("train")
 
     return np.array([of(path) for path in paths], np.int8)
+
+
+def assign_values(values: Sequence[str | None], split: Split) -> np.ndarray:
+    """The number in `names` of each document's split, int8 `[documents]`, by what stands in `split.column`."""
+    number = {value: names(split).index(name) for name, wanted in reversed(_wanted(split).items()) for value in wanted}
+    return np.array([number.get(value or "", 0) for value in values], np.int8)
+
+
+def _wanted(split: Split) -> dict[str, list[str]]:
+    """The patterns, or the values, of each split that is held out."""
+    if split.by == "files":
+        return {"validation": split.validation_files, "test": split.test_files}
+    return {"validation": split.validation_values, "test": split.test_values}
 
 
 class Bytes(Protocol):

@@ -73,7 +73,7 @@ def name_load(name: Name, config: configs.Config, sha256: str) -> Entry:
 
 def name_fingerprint(name: Name, config: configs.Config, load: Entry) -> Entry:
     """The entry of `fingerprint`."""
-    settings = fingerprint.identity(config.selection, selection.signed(config.selection, config.split))
+    settings = fingerprint.identity(config.selection, selection.signed(config.selection, config.split), config.split)
     return name("fingerprint", version=fingerprint.VERSION, fingerprint=settings, upstream={"load": load.key})
 
 
@@ -172,7 +172,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, load: 
     files = split.assign_files(sources, config.split).tolist() if by_files else list(planned.sections) or None
     entry = name_selection(line.entry, config, prints, files)
     if (manifest := line.cached([load.entry, prints, entry])) is None:
-        step = Step(prints, partial(_fingerprint, settings=config.selection, near=near))
+        step = Step(prints, partial(_fingerprint, settings=config.selection, near=near, splits=config.split))
         made = line.fulfil([load, step], list(planned.shards), planned.bytes, {})
         corpus.require_documents(Counter(made["ledger"]["load"]), planned)
         with line.cache.lock(entry):
@@ -186,8 +186,11 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, load: 
     return Chosen(entry, manifest)
 
 
-def _fingerprint(source: Any, shard: Any, counts: "Counter[str]", settings: configs.Selection, near: bool) -> Made:
-    return fingerprint.schema(settings, near), fingerprint.fingerprint(source, settings, near, counts)
+def _fingerprint(
+    source: Any, shard: Any, counts: "Counter[str]", settings: configs.Selection, near: bool, splits: configs.Split
+) -> Made:
+    schema = fingerprint.schema(settings, near, splits)
+    return schema, fingerprint.fingerprint(source, settings, near, splits, counts)
 
 
 def _decide(
@@ -206,6 +209,8 @@ def _decide(
             raise InputError("a part of the one document was left out, so that it cannot be split: set corpus.document=.")
     elif files is not None:
         splits = np.array(files, np.int8)[documents.source]
+    elif documents.splits is not None:
+        splits = documents.splits
     elif split.names(config.split):
         splits = split.assign(documents.hash[:, 0], config.split)
     else:
@@ -447,12 +452,13 @@ def make_streams(
             if (manifest := line.cached([entry])) is None:
                 started = time.perf_counter()
                 documents = arrange.read_documents([table], [len(planned.sources)], [made["ledger"]["encode"]["ids"]])
+                metadata = arrange.read_metadata([table])
                 verdicts = np.concatenate(chosen.verdicts()) if chosen else np.zeros(len(documents["source"]), np.int8)
                 files: Json = {}
                 for number, name in enumerate(names or ("all",)):
                     order = arrange.order(np.flatnonzero(verdicts == number), config.split)
                     with entry.write(f"{name}.arrow") as file:
-                        arrange.write(file, documents, order)
+                        arrange.write(file, documents, metadata, order)
                     files[f"{name}.arrow"] = file.note
                 counts = arrange.account(documents, verdicts, names)
                 gaps = documents["tokens"][verdicts == split.GAP].tolist()

@@ -193,7 +193,7 @@ def test_an_arrangement_reads_as_the_list_of_its_documents(tmp_path: Path, monke
     for number, order in enumerate([[0, 1, 2, 3, 4, 5, 6], [6, 0, 4, 3], [2], [3, 3, 1, 0, 0], [1, 4]]):
         path = tmp_path / f"order{number}"
         with open(path, "wb") as file:
-            arrange.write(file, table, np.array(order))
+            arrange.write(file, table, {}, np.array(order))
         found = pickle.loads(pickle.dumps(arrange.Arrangement(base, path)))
         whole = [i for document in order for i in bodies[document]]
         assert len(found) == len(whole) == sum(found.counts)
@@ -223,3 +223,16 @@ def test_one_document_is_split_at_paragraphs_and_the_gaps_are_in_no_window(at: P
     words = {name: {names[i] for i in ids if names[i].startswith("w")} for name, ids in seen.items()}
     assert words["train"] and max(int(word[1:].partition("x")[0]) for word in words["train"]) < 40
     assert all("w" not in names[i] for i in seen["validation"])  # the tokenizer learned from train alone
+
+
+def test_a_column_says_the_split_and_goes_with_each_document(at: Path) -> None:
+    owners = ["train", "dev", "test", None, "dev", "other"]
+    rows = [{"text": f"the fog {i} was late", "part": part, "id": f"n{i}"} for i, part in enumerate(owners)]
+    (at / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = ["split.by=column", "split.column=part", "split.validation_values=[dev]", "split.test_values=[test]"]
+    folder = ran(*held, "corpus.metadata=[part,id]", "window.context_length=4", "split.shuffle=documents").folder
+    for name, ids in (("train", {"n0", "n3", "n5"}), ("validation", {"n1", "n4"}), ("test", {"n2"})):
+        with pa.memory_map(str(folder / name / "documents.arrow")) as file, pa.ipc.open_stream(file) as reader:
+            assert set(reader.read_all()["id"].to_pylist()) == ids
+    with pytest.raises(ConfigError, match=r"corpus\.metadata"):
+        ran(*held, "corpus.metadata=[id]")

@@ -35,8 +35,8 @@ def batches(texts: list[str], pieces: int = 1) -> list[pa.RecordBatch]:
 
 def documents(texts: list[str], settings: Selection, tmp_path: Path, near: bool = True) -> selection.Documents:
     path = tmp_path / "f.arrow"
-    with pa.ipc.new_stream(str(path), fingerprint.schema(settings, near)) as writer:
-        for batch in fingerprint.fingerprint(batches(texts), settings, near, Counter()):
+    with pa.ipc.new_stream(str(path), fingerprint.schema(settings, near, Split())) as writer:
+        for batch in fingerprint.fingerprint(batches(texts), settings, near, Split(), Counter()):
             writer.write_batch(batch)
     return selection.read([path])
 
@@ -72,7 +72,8 @@ def test_a_document_in_pieces_has_the_hash_of_the_whole() -> None:
     text = " ".join(WORDS * 20)
     settings = Selection()
     whole, pieces = (
-        next(b for b in fingerprint.fingerprint(batches([text], k), settings, False, Counter()) if len(b)) for k in (1, 5)
+        next(b for b in fingerprint.fingerprint(batches([text], k), settings, False, Split(), Counter()) if len(b))
+        for k in (1, 5)
     )
     assert whole["hash"].to_pylist() == pieces["hash"].to_pylist()
     assert whole["bytes"].to_pylist() == pieces["bytes"].to_pylist() == [len(text.encode())]

@@ -58,7 +58,7 @@ def test_patterns_name_the_files_that_are_held_out() -> None:
         (Split(train=0.5, validation=0.2), "must make 1"),
         (Split(validation=0.6, test=0.4), "must make 1"),
         (Split(validation=1.5), "outside the allowed range"),
-        (Split(by="files"), "needs patterns"),
+        (Split(by="files"), "needs split.validation_files"),
         (Split(by="files", validation=0.1, validation_files=["a"]), "no shares"),
         (Split(validation_files=["a"]), "need split.by=files"),
     ],
