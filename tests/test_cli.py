@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -32,8 +33,9 @@ def test_help_names_every_choice_and_imports_nothing_heavy():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     *text, modules = found.stdout.splitlines()
     assert not {"hydra", "omegaconf", "pyarrow", "numpy", "torch", "rich"} & set(modules.split())
+    groups = re.sub(r"\n {4,}", " ", "\n".join(text)).splitlines()  # long lists are folded
     for choice in (p for p in (ROOT / "conf").glob("*/*.yaml") if p.stem != "default"):
-        line = next(line for line in text if line.startswith(f"  {choice.parent.name} "))
+        line = next(line for line in groups if line.startswith(f"  {choice.parent.name} "))
         assert choice.stem in line
     assert sum(line.startswith("  python -m pipeline ") for line in text) == 5
     assert max(map(len, text)) <= 120
