@@ -14,6 +14,7 @@ from .shim import Shim
 
 NOTES = "what a person puts into a dataset's folder stays there"
 SETTINGS = {  # scenarios of other settings, which begin with nothing
+    "split": ("split.by=files", "split.validation_files=[a.txt]", "split.shuffle=documents", "embedding=none"),
     "trained": ("tokenizer.kind=words", "window.mode=document", "window.truncate=true", "vocabulary.append_eos=false"),
 }
 BEHIND = ("window.stride=8", "embedding.seed=1")  # settings of an older dataset in the same place
