@@ -143,7 +143,7 @@ class Cache:
         try:
             self.tmp.mkdir(parents=True, exist_ok=True)
             (self.tmp / "probe").write_bytes(b"")
-            (self.tmp / "probe").unlink()
+            (self.tmp / "probe").unlink(missing_ok=True)  # by another thread of this run, which asks the same
         except OSError as error:
             raise ResourceError(
                 f"the cache {str(self.root)!r} is not writable (uid {os.getuid()}): {error.strerror}. "
