@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline import mixture
 from pipeline.arrow import adjoin, numbers, read_batches, to_numpy
-from pipeline.config import Split
+from pipeline.config import Corpus, Split
 from pipeline.errors import InputError, IntegrityError
 from pipeline.permutation import keys, permute
 from pipeline.selection import REASONS
@@ -39,9 +40,10 @@ Documents = dict[str, np.ndarray]  # the columns but `first`, arrays of `[docume
 Metadata = dict[str, pa.Array]  # what stands beside each document
 
 
-def identity(split: Split) -> dict[str, Any]:
-    """The settings that can change the order."""
-    return {"shuffle": split.seed if split.shuffle == "documents" else None}
+def identity(split: Split, corpus: Corpus) -> dict[str, Any]:
+    """The settings that can change the order, and how often a document is used."""
+    shuffle = {"shuffle": split.seed if split.shuffle == "documents" else None}
+    return shuffle | ({"mixture": mixture.identity(corpus)} if corpus.parts else {})
 
 
 def read_documents(paths: Sequence[Path], sources: Sequence[int], ids: Sequence[int]) -> Documents:
@@ -60,20 +62,35 @@ def read_documents(paths: Sequence[Path], sources: Sequence[int], ids: Sequence[
 
 
 def read_metadata(paths: Sequence[Path]) -> Metadata:
-    """The columns of the tables that `encode` wrote which are not ours."""
-    found: dict[str, list[pa.Array]] = {}
-    for batch in itertools.chain.from_iterable(map(read_batches, paths)):
-        for name in batch.schema.names:
-            if name not in SCHEMA.names:
-                found.setdefault(name, []).append(batch[name])
-    return {name: pa.concat_arrays(parts) for name, parts in found.items()}
+    """The columns of the tables that `encode` wrote which are not ours; null where a part of a mixture has none of it."""
+    batches = list(itertools.chain.from_iterable(map(read_batches, paths)))
+    names = dict.fromkeys(name for batch in batches for name in batch.schema.names if name not in SCHEMA.names)
+
+    def column(batch: pa.RecordBatch, name: str) -> pa.Array:
+        return batch[name] if name in batch.schema.names else pa.nulls(len(batch), pa.string())
+
+    return {name: pa.concat_arrays([column(batch, name) for batch in batches]) for name in names}
 
 
-def order(chosen: np.ndarray, split: Split) -> np.ndarray:
-    """The documents of a stream in their order: as they are numbered, or shuffled."""
+def order(chosen: np.ndarray, split: Split, part: int = 0) -> np.ndarray:
+    """The documents of a stream in their order: as they are given, or shuffled; those of parts, from 1, each in its own way."""
     if split.shuffle != "documents":
         return chosen
-    return chosen[permute(np.arange(len(chosen)), len(chosen), keys(split.seed, 0))]
+    return chosen[permute(np.arange(len(chosen)), len(chosen), keys(split.seed, part))]
+
+
+def mix(
+    documents: Documents, chosen: np.ndarray, sources: Sequence[int], corpus: Corpus, split: Split
+) -> tuple[np.ndarray, list[mixture.Draw]]:
+    """The documents to train on, of which there are `chosen`, as often as the weights of a mixture want, in their order;
+    and what each part gave. `sources` is how many files each part has. Raises what `mixture.targets` raises.
+    """
+    edges = np.searchsorted(documents["source"][chosen], adjoin(sources))  # parts lie end to end
+    own = [order(chosen[low:high], split, part + 1) for part, (low, high) in enumerate(itertools.pairwise(edges.tolist()))]
+    wanted = mixture.targets(corpus, [int(documents["tokens"][part].sum()) for part in own])
+    limits = [part.max_repetitions for part in corpus.parts.values()]
+    draws = [mixture.draw(part, documents["tokens"], *one) for part, *one in zip(own, wanted, limits, strict=True)]
+    return order(np.concatenate([one.order for one in draws]), split), draws
 
 
 def write(file: Any, documents: Documents, metadata: Metadata, order: np.ndarray) -> None:
@@ -101,15 +118,26 @@ def _cuts(tokens: np.ndarray) -> Iterator[tuple[int, int]]:
         low = high
 
 
-def account(documents: Documents, verdicts: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """What becomes of the IDs that `encode` gave: each split's, and those dropped, by reason. They make up all."""
+def account(
+    documents: Documents, verdicts: np.ndarray, names: Sequence[str], mixed: np.ndarray | None = None
+) -> dict[str, int]:
+    """What becomes of the IDs that `encode` gave: each split's, and those dropped, by reason. They make up all.
+
+    `mixed` is the order of what is trained on in a mixture, whose counts hold a document once for each repetition:
+    `repeated` is how many IDs that adds to those of `encode`. What it leaves out stands apart.
+    """
     counts = {"ids": int(documents["tokens"].sum()), "documents": len(verdicts)}
     parts = dict(enumerate(names or ("kept",))) | {number: f"dropped_{reason}" for number, reason in REASONS.items()}
     for number, name in parts.items():
         own = verdicts == number
         if number >= 0 or own.any():
             counts |= {f"{name}_ids": int(documents["tokens"][own].sum()), f"{name}_documents": int(own.sum())}
-    if counts["ids"] != sum(count for name, count in counts.items() if name.endswith("_ids")):
+    if mixed is not None:
+        used, train = np.bincount(mixed, minlength=len(verdicts)), (names or ("kept",))[0]
+        counts["repeated"] = int(documents["tokens"] @ np.maximum(used - 1, 0))
+        for name, times in ((train, used), ("left_out", (used == 0) & (verdicts == 0))):
+            counts |= {f"{name}_ids": int(documents["tokens"] @ times), f"{name}_documents": int(times.sum())}
+    if counts["ids"] + counts.get("repeated", 0) != sum(count for name, count in counts.items() if name.endswith("_ids")):
         raise RuntimeError(f"the ledger of arrange does not balance: {counts}")
     return dict(sorted(counts.items()))
 

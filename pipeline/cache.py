@@ -556,7 +556,7 @@ def explain(old: Json, new: Entry, known: dict[str, Entry], prefix: str = "") ->
             continue
         stage = name.removeprefix("upstream.")
         source = known.get(str(now)) if stage != name else None
-        earlier = source and _identity(source.cache.root / stage / str(was) / "manifest.json")
+        earlier = source and _identity(source.cache.root / source.stage / str(was) / "manifest.json")
         if source and earlier:
             lines += explain(earlier, source, known, f"{stage}: ")
         else:

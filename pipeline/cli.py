@@ -304,14 +304,17 @@ def _show(outcome: Any) -> None:
         for s in outcome.stages
     ]
     console.table(["stage", "state", "rows", "tokens", "bytes", "seconds"], rows)
-    console.say("\n".join([*ledger_lines(outcome.ledger, outcome.splits), *plan_lines(outcome)]))
+    console.say("\n".join([*ledger_lines(outcome.ledger, outcome.splits, outcome.mixture), *plan_lines(outcome)]))
     done = "wrote" if outcome.published else "there already, unchanged:"
     console.say(f"{done} {console.counted(outcome.rows, 'row')} in {outcome.seconds:.2f} s")
     console.say(str(outcome.folder))
 
 
-def ledger_lines(ledger: dict[str, dict[str, int]], splits: dict[str, Any] | None = None) -> list[str]:
-    """The balance for a person: what came in, what became a target, what was dropped and why; `splits` by name, if any.
+def ledger_lines(
+    ledger: dict[str, dict[str, int]], splits: dict[str, Any] | None = None, mixture: dict[str, Any] | None = None
+) -> list[str]:
+    """The balance for a person: what came in, what became a target, what was dropped and why; `splits` and the parts of a
+    `mixture` by name, if any.
 
     text    20,479 bytes in 1 document
     tokens  5,145 = 1 first (no target) + 5,120 targets + 24 tail (dropped)
@@ -326,7 +329,7 @@ def ledger_lines(ledger: dict[str, dict[str, int]], splits: dict[str, Any] | Non
         ("text", f"{load.get('text_bytes', 0):,} bytes in {console.counted(load.get('documents', 0), 'document')}"),
         ("", "; ".join(notes)),
         ("IDs", _sum(ids, counts, ADDED) if ids != tokens else ""),
-        ("" if ids != tokens else "IDs", _sum(ids, arrange, CHOSEN) if arrange else ""),
+        ("" if ids != tokens else "IDs", _sum(ids, arrange, CHOSEN, arrange.get("repeated", 0)) if arrange else ""),
     ]
     for split, own in (splits or {"": ledger}).items():
         window = own.get("window", {})
@@ -335,8 +338,17 @@ def ledger_lines(ledger: dict[str, dict[str, int]], splits: dict[str, Any] | Non
             (split or ("tokens" if ids == tokens else ""), _sum(window.get("tokens", 0), window, USED)),
             ("" if split else "slots", _sum(window["slots"], window, FILLED) if filled else ""),
         ]
+    lines += [(name, _told(part)) for name, part in (mixture or {}).items()]
     width = max(6, *(len(name) for name, _ in lines))
     return [f"  {name:<{width}}  {said}" for name, said in lines if said]
+
+
+def _told(part: dict[str, Any]) -> str:
+    """What a part of a mixture gave, beside what was asked for: see `mixture.facts`."""
+    return (
+        f"{part['tokens']:,} tokens, {part['achieved']:.2%} ({part['asked']:.2%} asked), {part['repetitions']:.2f} times: "
+        f"{part['repeated']:,} repeated, {part['left_out']:,} left out"
+    )
 
 
 def plan_lines(outcome: Any) -> list[str]:
@@ -380,6 +392,7 @@ CHOSEN = {
     "train_ids": "train",
     "validation_ids": "validation",
     "test_ids": "test",
+    "left_out_ids": "left out by weights",
     "dropped_gap_ids": "between splits",
     "dropped_duplicate_ids": "in copies of other documents",
     "dropped_near_duplicate_ids": "in near copies",
@@ -401,8 +414,13 @@ FILLED = {
 }
 
 
-def _sum(total: int, counts: dict[str, int], parts: dict[str, str]) -> str:
-    return f"{total:,} = " + " + ".join(f"{counts[part]:,} {said}" for part, said in parts.items() if counts.get(part))
+def _sum(total: int, counts: dict[str, int], parts: dict[str, str], repeated: int = 0) -> str:
+    return (
+        f"{total:,} "
+        + (f"+ {repeated:,} repeated " if repeated else "")
+        + "= "
+        + " + ".join(f"{counts[part]:,} {said}" for part, said in parts.items() if counts.get(part))
+    )
 
 
 def _report(jobs: list[Job]) -> None:

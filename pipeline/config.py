@@ -9,6 +9,7 @@ import codecs
 import dataclasses
 import difflib
 import re
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ class Corpus:
     list_dropped: bool = False  # list dropped documents in rejects.jsonl too
     shard_bytes: int = 16 * MIB  # planned size of one unit of work, in input bytes
     max_document_bytes: int = 256 * MIB  # of what must be held in one: a line of JSON, a row, a document to repair
+    parts: dict[str, Any] = field(default_factory=dict)  # a mixture of several: settings of each by name, see Part
+    tokens: int | None = None  # of a mixture: how many to train on; null: as many as max_repetitions allow
+
+    def __post_init__(self) -> None:
+        self.parts = {name: part if isinstance(part, Part) else _part(name, part) for name, part in self.parts.items()}
+
+
+@dataclass
+class Part(Corpus):
+    """A part of a mixture: a corpus with settings of its own, and how much of it is wanted."""
+
+    weight: float = 1.0  # its share of the tokens, beside the weights of the others
+    max_repetitions: float = 1.0  # how often it may be used
 
 
 @dataclass
@@ -238,6 +252,7 @@ RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only kee
     "tokenizer.seed": (0, (1 << 63) - 1),
     "selection.threshold": (0.1, 1),
     "selection.ngram": (1, 100),
+    "corpus.tokens": (1, 1 << 62),
     "selection.permutations": (16, 1024),
     "split.train": (0, 1),
     "split.validation": (0, 1),
@@ -323,6 +338,13 @@ def check_key(dotted: str) -> None:
     """Raise ConfigError where `dotted` is not a field of Config: with the nearest name, or why there can be none."""
     node: Any = Config
     parts = dotted.split(".")
+    if parts[:2] == ["corpus", "parts"] and len(parts) > 2:
+        for part in parts[2:]:
+            if part not in Part.__dataclass_fields__:
+                _check_name(part, dotted)
+        if len(parts) == 3:
+            return
+        node, parts = Part, parts[3:]
     for depth, part in enumerate(parts):
         fields = {f.name: f for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
         if part not in fields:
@@ -330,7 +352,7 @@ def check_key(dotted: str) -> None:
             close = difflib.get_close_matches(part, fields, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}."
             if not fields:
-                hint = f"{'.'.join(parts[:depth])} is a value, not a group."
+                hint = f"{dotted.removesuffix('.' + '.'.join(parts[depth:]))} is a value, not a group."
             raise ConfigError(f"unknown key {part!r} in {dotted!r}; {hint}")
         factory = fields[part].default_factory
         node = factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
@@ -419,7 +441,11 @@ def check(config: Config) -> None:
         raise ConfigError(f"output.dir={str(folder)!r} and cache.dir={config.cache.dir!r} may not lie one inside the other.")
     if on_hub and config.corpus.paths:
         raise ConfigError("corpus.paths means nothing to corpus.kind=hub: the dataset's card or names say what its files are.")
-    if not on_hub and not config.corpus.paths:
+    if config.corpus.parts:
+        _check_mixture(config)
+    elif config.corpus.tokens is not None:
+        raise ConfigError("corpus.tokens needs a mixture: corpus.parts=.")
+    elif not on_hub and not config.corpus.paths:
         raise ConfigError("corpus.paths is empty: name files, folders or globs, as in corpus.paths=[texts/].")
     if config.corpus.url is not None and not config.corpus.url.startswith("https://"):
         raise ConfigError(f"corpus.url={config.corpus.url!r}: only https:// is allowed.")
@@ -445,7 +471,8 @@ def check(config: Config) -> None:
         raise ConfigError("embedding.embedding_dim is required: random vectors have no width of their own.")
     if config.embedding.kind == "none" and config.embedding.vectors == "always":
         raise ConfigError("embedding.vectors=always needs an embedding: set embedding=random or embedding=pretrained.")
-    _check_split(config.split, config.corpus.metadata)
+    if not config.corpus.parts:  # each of which was checked by itself
+        _check_split(config.split, config.corpus.metadata)
     window = config.window
     stride = window.stride or window.context_length
     if window.mode == "sliding" and stride > window.context_length and not window.allow_gaps:
@@ -460,6 +487,59 @@ def check(config: Config) -> None:
         )
     if window.special_tokens and window.mode != "document":
         raise ConfigError("window.special_tokens=true needs window.mode=document.")
+
+
+def _part(name: str, given: Any) -> Part:
+    """The settings of a part of a mixture. Raises ConfigError where there is no such one, or a value has another type."""
+    where = f"corpus.parts.{name}"
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where} must hold the settings of a corpus, as in {where}.paths=[texts/].")
+    fields = {f.name: f.type for f in dataclasses.fields(Part)}
+    for key, value in given.items():
+        if key not in fields:
+            check_key(f"{where}.{key}")
+        if key in ("parts", "tokens") and value:
+            raise ConfigError(f"{where}.{key} means nothing: a part of a mixture has no parts itself.")
+        if not _fits(value, fields[key]):
+            wanted = str(fields[key]) if typing.get_args(fields[key]) else getattr(fields[key], "__name__", "")
+            raise ConfigError(f"{where}.{key}={str(value)[:80]!r} is not of type {wanted}.")
+    return Part(**given)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Is the value of that type, as annotated in Part?"""
+    inside = typing.get_args(wanted)
+    if typing.get_origin(wanted) is list:
+        return isinstance(value, list) and all(_fits(one, inside[0]) for one in value)
+    if typing.get_origin(wanted) is dict:
+        return isinstance(value, dict)
+    if inside:
+        return any(_fits(value, one) for one in inside)
+    return isinstance(value, (int, float) if wanted is float else wanted) and (wanted is bool or not isinstance(value, bool))
+
+
+def _check_mixture(config: Config) -> None:
+    plain, own = Corpus(), config.corpus
+    for name in Corpus.__dataclass_fields__:
+        if name not in ("name", "parts", "tokens") and getattr(own, name) != getattr(plain, name):
+            first = next(iter(own.parts))
+            raise ConfigError(f"corpus.{name} means nothing to a mixture: set corpus.parts.{first}.{name}= instead.")
+    for name, part in own.parts.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+            raise ConfigError(f"corpus.parts: {name[:100]!r} may hold nothing but letters, digits, '_' and '-'.")
+        try:
+            check(dataclasses.replace(config, name=output_name(config), corpus=part))
+        except ConfigError as error:
+            raise ConfigError(
+                re.sub(rf"\bcorpus\.(?={'|'.join(Part.__dataclass_fields__)})", f"corpus.parts.{name}.", str(error))
+            ) from error
+        for key, value in (("weight", part.weight), ("max_repetitions", part.max_repetitions)):
+            if not 0 <= value <= 1e9:
+                raise ConfigError(f"corpus.parts.{name}.{key}={value} is outside the allowed range 0 to 1000000000.")
+        if part.weight and not part.max_repetitions:
+            raise ConfigError(f"corpus.parts.{name}.max_repetitions=0 leaves it out: set its weight=0.")
+    if not any(part.weight for part in own.parts.values()):
+        raise ConfigError("corpus.parts: every weight is 0; give one of them more.")
 
 
 def output_name(config: Config) -> str:

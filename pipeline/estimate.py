@@ -50,7 +50,7 @@ from pipeline import (
 from pipeline import config as configs
 from pipeline.arrow import joined
 from pipeline.cache import Cache, Entry
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.files import Json, Stat
 from pipeline.sample import Block, Guess, ratio
 
@@ -137,6 +137,8 @@ def estimate(config: configs.Config, seed: int = 0) -> Estimate:
     Raises what the run would raise of its configuration, and of what is read of its corpus.
     """
     configs.check(config)
+    if config.corpus.parts:
+        raise ConfigError("plan=true cannot look at a mixture yet: look at each part as a corpus of its own.")
     config = replace(config, corpus=hub.resolve(config.corpus)[0])
     cache = Cache(Path(config.cache.dir).absolute(), "none")
     found = places.find(config.corpus)

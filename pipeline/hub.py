@@ -48,6 +48,10 @@ def resolve(corpus: Corpus) -> tuple[Corpus, dict[str, Any] | None]:
 
     Raises ConfigError where there is no such configuration or split, InputError where the dataset cannot be had.
     """
+    if corpus.parts:
+        found_parts = {name: resolve(part) for name, part in corpus.parts.items()}
+        records = {name: record for name, (_, record) in found_parts.items() if record}
+        return replace(corpus, parts={name: part for name, (part, _) in found_parts.items()}), records or None
     if corpus.kind != "hub":
         return corpus, None
     try:
@@ -68,6 +72,14 @@ def resolve(corpus: Corpus) -> tuple[Corpus, dict[str, Any] | None]:
         paths = list(pool.map(found.fetch, [name for name in names if name not in left]))
     record = {"name": corpus.name, "config": corpus.config, "split": corpus.split, "revision": found.commit or corpus.revision}
     return replace(corpus, format=kind, paths=[str(path) for path in paths]), record
+
+
+def recorded(given: dict[str, Any], resolved: Corpus) -> dict[str, Any]:
+    """The settings of a corpus as a manifest shows them, with the formats that `resolve` found."""
+    parts = given.get("parts") or {}
+    if not parts:
+        return {**given, "format": resolved.format}
+    return {**given, "parts": {name: {**parts[name], "format": part.format} for name, part in resolved.parts.items()}}
 
 
 def cached(url: str) -> str | None:

@@ -10,6 +10,7 @@ found by its receipt and not computed again.
 """
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -127,10 +128,10 @@ class Line:
     entries: dict[str, Entry] = field(default_factory=dict)  # of this run, by key, to explain what changed upstream
     reports: dict[str, Report] = field(default_factory=dict)
     ledger: Json = field(default_factory=dict)  # of every stage so far: counts by stage
-    split: str = ""  # where stages run once per split: which one
+    split: str = ""  # where stages run once per split, or part of a mixture: which one
 
     def branch(self, split: str) -> "Line":
-        """The same line for the stages of one split, which have a ledger of their own; it tells in the same table."""
+        """The same line for the stages of one split or part, which have a ledger of their own; it tells in the same table."""
         return replace(self, ledger=dict(self.ledger), split=split) if split else self
 
     def entry(self, stage: str, **identity: Any) -> Entry:
@@ -150,11 +151,11 @@ class Line:
         if name in self.reports:
             return
         self.ledger |= manifest["ledger"]
-        counts = self.ledger.get(entry.stage, {})
+        counts = self.ledger.get(name) or self.ledger.get(entry.stage, {})
         state = "cached" if not made else "computed" if made == total else f"computed {made} of {total} shards"
         reasons = [] if made < max(total, 1) else why(entry, self.entries)
-        if any("upstream.split " in reason for reason in reasons):
-            reasons = []  # another split's result is not an earlier one
+        if self.split and any(re.search(r"upstream\.split |(^|: )input ", reason) for reason in reasons):
+            reasons = []  # another split's result is not an earlier one, nor another part's
         if reasons:
             log.info("%s: computed, since an earlier result differs in %s", name, self._briefly(reasons))
         size = sum(note["bytes"] for note in manifest["files"].values())
@@ -165,10 +166,14 @@ class Line:
         """The manifest of the last entry where it is whole, and so nothing before it is needed; else None."""
         manifest = self.whole(entries[-1])
         if manifest is not None:
-            for entry in entries:
-                own = manifest if entry is entries[-1] else entry.manifest()
-                self.tell(entry, own or {"ledger": manifest["ledger"], "files": {}})
+            self.found(entries[:-1], manifest)
+            self.tell(entries[-1], manifest)
         return manifest
+
+    def found(self, entries: list[Entry], manifest: Json) -> None:
+        """Tell of stages that are not needed, as what follows from them is whole and has this manifest."""
+        for entry in entries:
+            self.tell(entry, entry.manifest() or {"ledger": manifest["ledger"], "files": {}})
 
     def _briefly(self, reasons: list[str]) -> str:
         """Up to three differences; those of a stage upstream in one word, since that stage has told them."""

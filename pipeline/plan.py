@@ -21,7 +21,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -127,6 +127,12 @@ class Plan:
             for part in shard.parts:
                 sha.update(f"{part.source} {part.start} {part.end} {part.sha256}\n".encode())
         return sha.hexdigest()
+
+
+def together(plans: Sequence[Plan]) -> Plan:
+    """The sources and shards of the parts of a mixture end to end; the plan itself where there is one."""
+    sources = tuple(source for plan in plans for source in plan.sources)
+    return plans[0] if len(plans) == 1 else Plan(sources, tuple(shard for plan in plans for shard in plan.shards))
 
 
 def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int, splits: Split | None = None, words: int = 0) -> Plan:

@@ -249,7 +249,7 @@ def _chosen(ledger: Json) -> list[tuple[str, int, str]]:
     for name, count in ledger.get("arrange", {}).items():
         if name.endswith("_ids"):
             own = count == ledger["window"].get("tokens")
-            fate = "lost" if name.startswith("dropped_") else "on" if own else "added"
+            fate = "lost" if name.startswith(("dropped_", "left_out_")) else "on" if own else "added"
             parts.append((name.removesuffix("_ids").replace("_", " "), count, fate))
     return parts
 

@@ -61,6 +61,7 @@ class Outcome:
     published: bool  # False: the same dataset was there already
     plan: Json | None = None  # what plan=true had said of it
     splits: dict[str, Json] = field(default_factory=dict)  # the ledger of each; "" where there are none
+    mixture: Json = field(default_factory=dict)  # what each part of one gave: see `mixture.facts`
 
 
 def run(config: configs.Config, job: str | None = None, recorded: Json | None = None) -> Outcome:
@@ -81,7 +82,7 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     settings, origin = hub.resolve(config.corpus)
     if origin:
         config = replace(config, corpus=settings)
-        recorded = {**recorded, "corpus": {**recorded["corpus"], "format": settings.format}}
+        recorded = {**recorded, "corpus": hub.recorded(recorded["corpus"], settings)}
     cache = Cache.open(Path(config.cache.dir))
     try:
         try:
@@ -95,9 +96,11 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     reports = [report for _, report in output.in_order(line.reports)]
     ledgers = {split: manifest["ledger"] for split, manifest in manifests.items()}
     rows = sum(manifest["rows"] for manifest in manifests.values())
+    drawn = next(iter(manifests.values())).get("mixture", {})
+    mixed = {name: drawn[name] for name in config.corpus.parts}
     seconds = time.monotonic() - started
     told = estimate.recall(cache.root, asked, sum(source.bytes for source in planned.sources))
-    outcome = Outcome(folder, reports, next(iter(ledgers.values())), rows, seconds, published, told, ledgers)
+    outcome = Outcome(folder, reports, next(iter(ledgers.values())), rows, seconds, published, told, ledgers, mixed)
     record = {
         "started": begun.isoformat(),
         "seconds": outcome.seconds,
@@ -134,21 +137,21 @@ def _run(
     line = Line(cache, config.engine)
     with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
         found = None if tokenizer.trained(config.tokenizer) else aside(steps.find_tokenizer, line, config)
-        workers = config.engine.workers or engine.cores()
-        planned = plan.make(config.corpus, cache, config.cache.trust_stat, workers, config.split, config.window.context_length)
-        load = steps.load(line, config, planned)
+        inputs = steps.find_inputs(line, config)  # one, or the parts of a mixture
+        planned = plan.together([own.planned for own in inputs])
         choosing = selection.wanted(config.selection, config.split)
-        chosen = steps.make_verdicts(line, config, planned, load) if choosing else None
-        ready = found.result() if found else steps.train_tokenizer(line, config, planned, load, chosen)
-    encoded = steps.make_ids(line, config, planned, load, ready)
-    streams = steps.make_streams(line, config, planned, ready, encoded, chosen)
+        chosen = steps.make_verdicts(line, config, planned, inputs) if choosing else None
+        ready = found.result() if found else steps.train_tokenizer(line, config, planned, inputs, chosen)
+    encoded = [steps.make_ids(own, ready) for own in inputs]
+    streams = steps.make_streams(line, config, planned, inputs, ready, encoded, chosen)
     branches = [line.branch(ids.split) for ids in streams]
     windows = [steps.make_windows(own, config, planned, ready, ids) for own, ids in zip(branches, streams, strict=True)]
     slots = sum(manifest["ledger"]["window"]["slots"] for _, manifest in windows)
     vectors: list[steps.Result | None] = [None] * len(windows)
     if config.embedding.kind != "none":
         vectors = [steps.make_vectors(own, config, ready, rows, slots) for own, rows in zip(branches, windows, strict=True)]
-    about = _about(config, recorded, origin, planned, line, ready)
+    about = _about(config, recorded, origin, inputs, line, ready)
+    about |= {"mixture": streams[0].mixture} if streams[0].mixture else {}
     parts = {
         ids.split: _part(about, line, ready, ids, rows, table)
         for ids, rows, table in zip(streams, windows, vectors, strict=True)
@@ -156,7 +159,8 @@ def _run(
     links, texts, manifest = parts[""] if "" in parts else _together(about, parts, chosen)
     if chosen and config.selection.duplicates != "none":
         links[steps.REJECTS] = _file((chosen.entry, chosen.manifest), steps.REJECTS)
-    links |= steps.list_rejects(line, config, planned, load)
+    for own in inputs:
+        links |= steps.list_rejects(own)
     texts["README.md"] = output.card(about["name"], manifest)
     published = output.publish(folder, links, texts, manifest, line.cache.run)
     return line, planned, {name: part[2] for name, part in parts.items()}, published
@@ -168,14 +172,16 @@ Part = tuple[dict[str, tuple[Path, Json]], dict[str, bytes], Json]  # finished f
 
 
 def _about(
-    config: configs.Config, recorded: Json, origin: Json | None, planned: plan.Plan, line: Line, ready: steps.Ready
+    config: configs.Config, recorded: Json, origin: Json | None, inputs: list[steps.Input], line: Line, ready: steps.Ready
 ) -> Json:
     """What a manifest says of the whole run."""
     used = {entry.stage for entry in line.entries.values()}
     return {
         "name": configs.output_name(config),
         "config": recorded,
-        "sources": [asdict(source) for source in planned.sources],
+        "sources": [
+            asdict(source) | ({"part": own.name} if own.name else {}) for own in inputs for source in own.planned.sources
+        ],
         **({"corpus": origin} if origin else {}),
         "tokenizer": {"backend": ready.backend, **tokenizer.origin(config.tokenizer)},
         "embedding": embedding.origin(config.embedding),
@@ -205,7 +211,7 @@ def _part(
     data = {f"data-{name}": _file(rows, name) for name in rows[1]["files"] if name != steps.TABLES}
     schema = read_schema(next(iter(data.values()))[0])
     own = [windows[0], *([vectors[0]] if vectors else [])]
-    keys = {entry.stage: entry.key for entry in line.entries.values() if entry.stage not in ("window", "embed")}
+    keys = {stage: report.key for stage, report in line.reports.items() if stage.split()[0] not in ("window", "embed")}
     manifest = {
         **about,
         **({"split": ids.split} if ids.split else {}),

@@ -105,16 +105,20 @@ class Signatures:
         return int(self._views[0].shape[1])
 
 
-def read(paths: Sequence[Path]) -> Documents:
-    """The fingerprints in files of the stage `fingerprint`, one file per shard."""
+def read(paths: Sequence[Path], sources: Sequence[int] = ()) -> Documents:
+    """The fingerprints in files of the stage `fingerprint`, one file per shard.
+
+    `sources` is for each of them how many sources there are before its own, where they are those of several corpora.
+    """
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("source", "start", "end", "bytes", "hash")}
     views, counts, told = [], [], []
-    for path in paths:
+    for path, before in zip(paths, sources or [0] * len(paths), strict=True):
         rows = 0
         for batch in read_batches(path):
             rows += len(batch)
             for name, found in columns.items():
                 found.append(to_numpy(batch[name].flatten()).reshape(-1, 2) if name == "hash" else to_numpy(batch[name]))
+            columns["source"][-1] = columns["source"][-1] + np.int32(before)
             if "split" in batch.schema.names:
                 told.append(to_numpy(batch["split"]))
             if "signature" in batch.schema.names and len(batch):

@@ -13,7 +13,7 @@ The small functions whose names begin with an underscore run in the engine's wor
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from pipeline import (
     embedding,
     engine,
     fingerprint,
+    mixture,
     model,
     plan,
     rejects,
@@ -41,7 +42,7 @@ from pipeline import (
     window,
 )
 from pipeline import config as configs
-from pipeline.arrow import flags, numbers, read_batches, read_schema
+from pipeline.arrow import adjoin, flags, numbers, read_batches, read_schema
 from pipeline.cache import Entry
 from pipeline.errors import InputError
 from pipeline.files import Json, digest, expect_space, require_space
@@ -66,6 +67,15 @@ DOCUMENTS = pa.schema(
 Name = Callable[..., Entry]  # of (stage, **identity): Line.entry, or what names an entry without leasing it
 
 
+def _upstream(*found: Entry | Sequence[Entry] | None) -> dict[str, str]:
+    """The keys of what a stage reads, by stage; those of the parts of a mixture by stage and number."""
+    keys: dict[str, str] = {}
+    for one in found:
+        several = [] if one is None else [one] if isinstance(one, Entry) else one
+        keys |= {entry.stage if len(several) == 1 else f"{entry.stage} {n}": entry.key for n, entry in enumerate(several)}
+    return keys
+
+
 def name_load(name: Name, config: configs.Config, sha256: str) -> Entry:
     """The entry of `load` for a corpus with this digest."""
     return name("load", version=corpus.VERSION, corpus=corpus.identity(config.corpus), input=sha256)
@@ -77,16 +87,18 @@ def name_fingerprint(name: Name, config: configs.Config, load: Entry) -> Entry:
     return name("fingerprint", version=fingerprint.VERSION, fingerprint=settings, upstream={"load": load.key})
 
 
-def name_selection(name: Name, config: configs.Config, fingerprints: Entry, files: list[int] | None) -> Entry:
+def name_selection(name: Name, config: configs.Config, fingerprints: Sequence[Entry], files: list[int] | None) -> Entry:
     """The entry of `selection`; `files` is the split of each file, where files are what is split."""
     settings = selection.identity(config.selection, config.split)
-    upstream = {"fingerprint": fingerprints.key}
-    return name("selection", version=selection.VERSION, selection=settings, files=files and digest(files), upstream=upstream)
+    files_key = files and digest(files)
+    return name("selection", version=selection.VERSION, selection=settings, files=files_key, upstream=_upstream(fingerprints))
 
 
-def name_tokenizer(name: Name, config: configs.Config, load: Entry | None, chosen: Entry | None = None) -> Entry:
+def name_tokenizer(
+    name: Name, config: configs.Config, load: Entry | Sequence[Entry] | None, chosen: Entry | None = None
+) -> Entry:
     """The entry of the tokenizer; `load` is what it is trained on, if it is, and `chosen` says on which documents of it."""
-    keys = {entry.stage: entry.key for entry in (load, chosen) if entry}
+    keys = _upstream(load, chosen)
     upstream = {"upstream": keys} if keys else {}
     return name("tokenizer", version=tokenizer.VERSION, tokenizer=tokenizer.identity(config.tokenizer), **upstream)
 
@@ -108,11 +120,10 @@ def name_encode(name: Name, config: configs.Config, tokenize: Entry) -> Entry:
     return name("encode", version=vocabulary.VERSION, vocabulary=settings, upstream={"tokenize": tokenize.key})
 
 
-def name_arrange(name: Name, config: configs.Config, encode: Entry, chosen: Entry | None) -> Entry:
+def name_arrange(name: Name, config: configs.Config, encoded: Sequence[Entry], chosen: Entry | None) -> Entry:
     """The entry of `arrange`."""
-    keys = {entry.stage: entry.key for entry in (encode, chosen) if entry}
-    splits = list(split.names(config.split))
-    return name("arrange", version=arrange.VERSION, arrange=arrange.identity(config.split), splits=splits, upstream=keys)
+    settings, splits = arrange.identity(config.split, config.corpus), list(split.names(config.split))
+    return name("arrange", version=arrange.VERSION, arrange=settings, splits=splits, upstream=_upstream(encoded, chosen))
 
 
 def name_window(name: Name, config: configs.Config, ids: Entry, part: str = "") -> Entry:
@@ -130,7 +141,52 @@ def name_embed(name: Name, config: configs.Config, windows: Entry, written: bool
     return name("embed", version=embedding.VERSION, embedding=settings, upstream={"window": windows.key})
 
 
-def load(line: Line, config: configs.Config, planned: plan.Plan) -> Step:
+# -- what is read: a corpus, or the parts of a mixture ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Input:
+    """A corpus, or a part of a mixture: read, tokenized and encoded as if it were alone."""
+
+    name: str  # of the part, or ""
+    line: Line
+    config: configs.Config  # with the settings of the part as its corpus
+    planned: plan.Plan
+    load: Step
+
+    def fulfil(self, *steps: Step) -> Json:
+        """The manifest of the last step over its shards, `load` being the first."""
+        return self.line.fulfil([self.load, *steps], list(self.planned.shards), self.planned.bytes, {})
+
+
+def find_inputs(line: Line, config: configs.Config) -> list[Input]:
+    """The corpus, planned; or each part of a mixture, no document of which is cut for splits."""
+    workers, trust = config.engine.workers or engine.cores(), config.cache.trust_stat
+    if not config.corpus.parts:
+        planned = plan.make(config.corpus, line.cache, trust, workers, config.split, config.window.context_length)
+        return [Input("", line, config, planned, _load_step(line, config, planned))]
+    inputs = []
+    for name, part in config.corpus.parts.items():
+        own, settings = line.branch(name), replace(config, corpus=part)
+        planned = plan.make(part, line.cache, trust, workers)
+        inputs.append(Input(name, own, settings, planned, _load_step(own, settings, planned)))
+    return inputs
+
+
+def _together(inputs: Sequence[Input], ledgers: Sequence[Json]) -> Json:
+    """The sums of the ledgers of all parts by stage, and beside them those of each part; of one corpus its own."""
+    if not inputs[0].name:
+        return ledgers[0]
+    total: dict[str, Counter[str]] = {}
+    parts: Json = {}
+    for one, ledger in zip(inputs, ledgers, strict=True):
+        for stage, counts in ledger.items():
+            total.setdefault(stage, Counter()).update(counts)
+            parts[f"{stage} {one.name}"] = counts
+    return {stage: dict(sorted(counts.items())) for stage, counts in total.items()} | parts
+
+
+def _load_step(line: Line, config: configs.Config, planned: plan.Plan) -> Step:
     """Stage `load`."""
     entry = name_load(line.entry, config, planned.sha256)
     work = partial(_load, settings=config.corpus, rehash=not config.cache.trust_stat)
@@ -139,13 +195,13 @@ def load(line: Line, config: configs.Config, planned: plan.Plan) -> Step:
     return Step(entry, partial(_load_listing, work=work, entry=entry), LISTS)
 
 
-def list_rejects(line: Line, config: configs.Config, planned: plan.Plan, load: Step) -> dict[str, tuple[Path, Json]]:
+def list_rejects(own: Input) -> dict[str, tuple[Path, Json]]:
     """The lists of rejects that hold any, by the name that they have in a dataset; computed again where they are gone."""
-    if load.beside is None:
+    if own.load.beside is None:
         return {}
-    files = line.fulfil([load], list(planned.shards), planned.bytes, {})["files"]
-    lists = (name for name, note in files.items() if name.endswith(load.beside) and note["bytes"])
-    return {f"rejects/{name.removesuffix(LISTS)}jsonl": (load.entry.path(name), files[name]) for name in lists}
+    files, entry, label = own.fulfil()["files"], own.load.entry, f"{own.name}-" if own.name else ""
+    lists = (name for name, note in files.items() if name.endswith(own.load.beside) and note["bytes"])
+    return {f"rejects/{label}{name.removesuffix(LISTS)}jsonl": (entry.path(name), files[name]) for name in lists}
 
 
 # -- which documents: verdicts need the whole corpus ------------------------------------------------------
@@ -163,23 +219,31 @@ class Chosen:
         return selection.read_verdicts(self.entry.path(VERDICTS))
 
 
-def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, load: Step) -> Chosen:
+def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs: Sequence[Input]) -> Chosen:
     """Fingerprints of all documents, and what follows from them. Raises InputError where too many copies cross splits."""
     near = selection.signed(config.selection, config.split)
-    prints = name_fingerprint(line.entry, config, load.entry)
+    prints = [name_fingerprint(line.entry, config, own.load.entry) for own in inputs]
     by_files = config.split.by == "files" and bool(split.names(config.split))
     sources = [source.path for source in planned.sources]
     files = split.assign_files(sources, config.split).tolist() if by_files else list(planned.sections) or None
     entry = name_selection(line.entry, config, prints, files)
-    if (manifest := line.cached([load.entry, prints, entry])) is None:
-        step = Step(prints, partial(_fingerprint, settings=config.selection, near=near, splits=config.split))
-        made = line.fulfil([load, step], list(planned.shards), planned.bytes, {})
-        corpus.require_documents(Counter(made["ledger"]["load"]), planned)
+    if (manifest := line.cached([entry])) is not None:
+        for own, found in zip(inputs, prints, strict=True):
+            own.line.found([own.load.entry, found], manifest)
+    else:
+        work = partial(_fingerprint, settings=config.selection, near=near, splits=config.split)
+        made = [own.fulfil(Step(found, work)) for own, found in zip(inputs, prints, strict=True)]
+        ledger = _together(inputs, [one["ledger"] for one in made])
+        corpus.require_documents(Counter(ledger["load"]), planned)
         with line.cache.lock(entry):
             if (manifest := line.cached([entry])) is None:
                 started = time.perf_counter()
-                documents = selection.read([prints.path(name) for name in made["files"]])
-                manifest = _decide(entry, config, planned, documents, files, sources, made["ledger"])
+                before = adjoin([len(own.planned.sources) for own in inputs]).tolist()
+                paths = [
+                    (found.path(name), n) for found, one, n in zip(prints, made, before, strict=False) for name in one["files"]
+                ]
+                documents = selection.read([path for path, _ in paths], [n for _, n in paths])
+                manifest = _decide(entry, config, planned, documents, files, sources, ledger)
                 line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
     selection.report(manifest["overlap"])
     selection.require_apart(manifest["overlap"], config.split)
@@ -250,21 +314,25 @@ def find_tokenizer(line: Line, config: configs.Config) -> Ready:
     return _ready(line, config, entry, lambda: tokenizer.find(config.tokenizer))
 
 
-def train_tokenizer(line: Line, config: configs.Config, planned: plan.Plan, load: Step, chosen: Chosen | None) -> Ready:
+def train_tokenizer(
+    line: Line, config: configs.Config, planned: plan.Plan, inputs: Sequence[Input], chosen: Chosen | None
+) -> Ready:
     """A tokenizer trained on what `load` gives, in the cache; with splits, on the documents of the first, which is train."""
-    entry = name_tokenizer(line.entry, config, load.entry, chosen.entry if chosen else None)
+    loads = [own.load.entry for own in inputs]
+    entry = name_tokenizer(line.entry, config, loads, chosen.entry if chosen else None)
 
     def texts() -> Iterator[pa.StringArray]:
         verdicts = chosen.verdicts() if chosen else None
-        for shard in planned.shards:
-            batches = read_batches(load.entry.path(file_name(shard.index)))
-            for batch in selection.pick(batches, verdicts[shard.index]) if verdicts is not None else batches:
+        paths = [own.load.entry.path(file_name(shard.index)) for own in inputs for shard in own.planned.shards]
+        for number, path in enumerate(paths):
+            batches = read_batches(path)
+            for batch in selection.pick(batches, verdicts[number]) if verdicts is not None else batches:
                 engine.checkpoint()
                 yield batch["text"]
 
     def train() -> dict[str, bytes]:
-        loaded = line.fulfil([load], list(planned.shards), planned.bytes, {})
-        corpus.require_documents(Counter(loaded["ledger"]["load"]), planned)
+        loaded = _together(inputs, [own.fulfil()["ledger"] for own in inputs])
+        corpus.require_documents(Counter(loaded["load"]), planned)
         with console.passes(planned.bytes) as progress:
             return tokenizer.train(config.tokenizer, texts, progress)
 
@@ -298,8 +366,11 @@ class BackendDiffers(Exception):
     """The fast tokenizer gave other IDs than the reference on a sample of this corpus."""
 
 
-def make_ids(line: Line, config: configs.Config, planned: plan.Plan, load: Step, ready: Ready) -> Result:
+def make_ids(own: Input, ready: Ready) -> Result:
     """Phase one. Returns the entry of the IDs and its manifest."""
+    line, config, planned, load = own.line, own.config, own.planned, own.load
+    if own.name and config.vocabulary.append_eos == "auto" and ready.open().eos_id is not None:
+        config = replace(config, vocabulary=replace(config.vocabulary, append_eos="true"))  # others follow the only document
     tokenize = name_tokenize(line.entry, config, load.entry, ready.entry, ready.backend)
     encode = name_encode(line.entry, config, tokenize)
     if (manifest := line.cached([load.entry, tokenize, encode])) is not None:
@@ -378,6 +449,14 @@ def open_stream(encode: Entry, files: Json, dtype: str) -> Stream:
     return Stream([encode.path(name) for name in names], [files[name]["counts"].get("ids", 0) for name in names], dtype)
 
 
+def _end_to_end(encoded: Sequence[tuple[Entry, Json]], dtype: str) -> Stream:
+    """The streams of the parts of a mixture as one; of one corpus its own."""
+    streams = [open_stream(encode, files, dtype) for encode, files in encoded]
+    if len(streams) == 1:
+        return streams[0]
+    return Stream([path for one in streams for path in one.paths], [n for one in streams for n in one.counts], dtype)
+
+
 def _write_documents(file: Any, stream: Stream, load: Entry, metadata: list[str]) -> None:
     """Where each document came from, where its IDs lie in the stream, and what was carried along."""
     schema = pa.schema([*DOCUMENTS, *(pa.field(name, pa.string()) for name in metadata)]) if metadata else DOCUMENTS
@@ -432,38 +511,52 @@ class Ids:
     ledger: Json = field(hash=False, compare=False)
     stream: Callable[[], AnyStream]
     documents: tuple[Path, Json] = field(hash=False, compare=False)  # its table of documents, and the receipt
+    mixture: Json = field(default_factory=dict, hash=False, compare=False)  # what each part of one gave: `mixture.facts`
 
 
 def make_streams(
-    line: Line, config: configs.Config, planned: plan.Plan, ready: Ready, encoded: Result, chosen: Chosen | None
+    line: Line,
+    config: configs.Config,
+    planned: plan.Plan,
+    inputs: Sequence[Input],
+    ready: Ready,
+    encoded: Sequence[Result],
+    chosen: Chosen | None,
 ) -> list[Ids]:
     """One stream for each split, or the only one. Raises InputError where one would be empty."""
-    encode, made = encoded
     dtype = vocabulary.dtype(config.vocabulary, ready.open().size).name
-    base = partial(open_stream, encode, made["files"], dtype)
-    table = encode.path(DOCUMENTS_FILE)
-    if chosen is None and config.split.shuffle != "documents":
-        return [Ids("", encode, made["ledger"], base, (table, made["files"][DOCUMENTS_FILE]))]
-    corpus.require_documents(Counter(made["ledger"]["load"]), planned)
-    entry = name_arrange(line.entry, config, encode, chosen.entry if chosen else None)
+    base = partial(_end_to_end, [(encode, made["files"]) for encode, made in encoded], dtype)
+    tables = [encode.path(DOCUMENTS_FILE) for encode, _ in encoded]
+    before = _together(inputs, [made["ledger"] for _, made in encoded])
+    mixed = bool(config.corpus.parts)
+    if chosen is None and config.split.shuffle != "documents" and not mixed:
+        return [Ids("", encoded[0][0], before, base, (tables[0], encoded[0][1]["files"][DOCUMENTS_FILE]))]
+    corpus.require_documents(Counter(before["load"]), planned)
+    entry = name_arrange(line.entry, config, [encode for encode, _ in encoded], chosen.entry if chosen else None)
     names = split.names(config.split)
     if (manifest := line.cached([entry])) is None:
         with line.cache.lock(entry):
             if (manifest := line.cached([entry])) is None:
                 started = time.perf_counter()
-                documents = arrange.read_documents([table], [len(planned.sources)], [made["ledger"]["encode"]["ids"]])
-                metadata = arrange.read_metadata([table])
+                counted = [len(own.planned.sources) for own in inputs]
+                documents = arrange.read_documents(tables, counted, [made["ledger"]["encode"]["ids"] for _, made in encoded])
+                metadata = arrange.read_metadata(tables)
                 verdicts = np.concatenate(chosen.verdicts()) if chosen else np.zeros(len(documents["source"]), np.int8)
                 files: Json = {}
+                train, facts = np.flatnonzero(verdicts == 0), {}
+                if mixed:
+                    train, draws = arrange.mix(documents, train, counted, config.corpus, config.split)
+                    facts = {"mixture": mixture.facts(config.corpus, draws)}
                 for number, name in enumerate(names or ("all",)):
-                    order = arrange.order(np.flatnonzero(verdicts == number), config.split)
+                    own = np.flatnonzero(verdicts == number) if number else train
+                    order = own if mixed and not number else arrange.order(own, config.split)
                     with entry.write(f"{name}.arrow") as file:
                         arrange.write(file, documents, metadata, order)
                     files[f"{name}.arrow"] = file.note
-                counts = arrange.account(documents, verdicts, names)
+                counts = arrange.account(documents, verdicts, names, train if mixed else None)
                 gaps = documents["tokens"][verdicts == split.GAP].tolist()
-                ledger = made["ledger"] | (chosen.manifest["ledger"] if chosen else {}) | {"arrange": counts}
-                manifest = entry.finish(list(files), list(files.values()), ledger=ledger, gaps=gaps)
+                ledger = before | (chosen.manifest["ledger"] if chosen else {}) | {"arrange": counts}
+                manifest = entry.finish(list(files), list(files.values()), ledger=ledger, gaps=gaps, **facts)
                 line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
     arrange.require_documents(manifest["ledger"]["arrange"], names)
     if min(manifest["gaps"], default=config.window.context_length) < config.window.context_length:
@@ -474,7 +567,8 @@ def make_streams(
 
     def ids(name: str) -> Ids:
         path = entry.path(f"{name or 'all'}.arrow")
-        return Ids(name, entry, manifest["ledger"], partial(_arrangement, base, path), (path, manifest["files"][path.name]))
+        receipt, stream = manifest["files"][path.name], partial(_arrangement, base, path)
+        return Ids(name, entry, manifest["ledger"], stream, (path, receipt), manifest.get("mixture", {}))
 
     return [ids(name) for name in names or ("",)]
 

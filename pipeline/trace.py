@@ -68,6 +68,12 @@ class Place:
     rows: Sequence[int]  # that hold all of it; where none does, those that hold a part
 
 
+def _known(group: Any, given: dict[str, Any]) -> Any:
+    """Settings of a group, less what this version does not know, and less the parts of a mixture."""
+    fields = group.__dataclass_fields__.keys() - {"parts"}
+    return group(**{name: value for name, value in given.items() if name in fields})
+
+
 class Finished:
     """A finished dataset opened for looking at: manifest, vocabulary, documents, rows. Nothing of torch is needed."""
 
@@ -84,12 +90,18 @@ class Finished:
             raise ConfigError(f"{str(folder)!r} holds splits, each a dataset of its own: name one of {inside}.")
         self.rows = int(manifest["rows"])
         self.window: configs.Window = self._settings(configs.Window)
-        self.corpus: configs.Corpus = self._settings(configs.Corpus)
 
     def _settings(self, group: Any) -> Any:
         """A group of the recorded configuration, less what this version does not know."""
-        given = self.manifest["config"][group.__name__.lower()]
-        return group(**{name: value for name, value in given.items() if name in group.__dataclass_fields__})
+        return _known(group, self.manifest["config"][group.__name__.lower()])
+
+    def corpus(self, source: int) -> Any:
+        """How a source was read: by the settings of the corpus, or of its part of a mixture."""
+        part, given = self.manifest["sources"][source].get("part"), self.manifest["config"]["corpus"]
+        if part is None:
+            return _known(configs.Corpus, given)
+        settings = {name: value for name, value in given["parts"][part].items() if "${" not in str(value)}  # as written
+        return _known(configs.Part, settings)
 
     def file(self, name: str) -> Path:
         """The path of a file, once its bytes are those that the manifest names. Raises IntegrityError."""
@@ -216,7 +228,8 @@ class Finished:
 
     def unit(self, document: int) -> str:
         """What its place in the file counts: in what was compressed, or in another encoding, bytes of the text itself."""
-        return "rows" if plan.file_format(self.path(document), self.corpus) in corpus.TABLES else "bytes"
+        settings = self.corpus(int(self.documents["source"][document]))
+        return "rows" if plan.file_format(self.path(document), settings) in corpus.TABLES else "bytes"
 
     # -- text and tokens of documents
 
@@ -225,7 +238,7 @@ class Finished:
         name = str(self.manifest["sources"][source]["path"])
         if stores.is_url(name):
             return hub.cached(name) or name, ""
-        archive, _, member = name.partition("!") if self.corpus.archives else (name, "", "")
+        archive, _, member = name.partition("!") if self.corpus(source).archives else (name, "", "")
         for file, inside in ((name, ""), (archive, member)):
             for place in (Path(file).expanduser(), *(place / file for place in places.data_dirs())):
                 if place.is_file():
@@ -244,17 +257,28 @@ class Finished:
         """
         chosen = np.asarray(documents, np.int64)
         chosen = chosen[np.lexsort((self.documents["start"][chosen], self.documents["source"][chosen]))]
+        start, source = (self.documents[name][chosen] for name in ("start", "source"))
+        fresh = np.ones(len(chosen), bool)  # what a mixture repeats is read once for each time
+        fresh[1:] = (start[1:] != start[:-1]) | (source[1:] != source[:-1])
+        place = np.arange(len(chosen))
+        nth = place - np.maximum.accumulate(np.where(fresh, place, 0))
+        for time in range(int(nth.max(initial=-1)) + 1):
+            yield from self._read(chosen[nth == time])
+
+    def _read(self, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+        """Documents as `read` gives them, each one once and in the order of their files."""
         start, end, source = (self.documents[name][chosen] for name in ("start", "end", "source"))
         apart = (source[1:] != source[:-1]) | (start[1:] - end[:-1] > GAP)
         edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(chosen)]
         for begin, run in itertools.pairwise(edges) if len(chosen) else ():
             path, member = self.locate(int(source[begin]))
+            settings = self.corpus(int(source[begin]))
             stat = places.file_stat(path)
-            anywhere = not member and sample.anywhere(self.corpus, [path])
+            anywhere = not member and sample.anywhere(settings, [path])
             low, high = (int(start[begin]), int(end[run - 1])) if anywhere else (0, stat[1])
             part = plan.Part(int(source[begin]), path, low, high, high - low, "", stat, member)
             whole = 0
-            for batch in corpus.load(plan.Shard(0, (part,)), self.corpus, Counter()):
+            for batch in corpus.load(plan.Shard(0, (part,)), settings, Counter()):
                 at = to_numpy(batch["start"])
                 number = np.searchsorted(start[begin:run], at, "right") + begin - 1  # a piece begins within its document
                 known = np.flatnonzero((number >= begin) & (at < end[number]))
@@ -298,8 +322,9 @@ class Finished:
 
     def in_file(self, document: int, text: Span, words: bytes) -> Span | None:
         """Where in its file a range of a document's text stands as it is; None where it does not."""
-        path, member = self.locate(int(self.documents["source"][document]))
-        if self.corpus.format != "text" or member or not sample.anywhere(self.corpus, [path]):
+        source = int(self.documents["source"][document])
+        settings, (path, member) = self.corpus(source), self.locate(source)
+        if settings.format != "text" or member or not sample.anywhere(settings, [path]):
             return None
         start = int(self.documents["start"][document]) + text[0]
         with places.open_file(path) as file:

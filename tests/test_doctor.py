@@ -14,6 +14,7 @@ def findings(**options):
     return list(doctor.doctor(**options))
 
 
+@pytest.mark.slow
 def test_here_all_is_well_nothing_is_left_behind_and_the_exit_code_is_0(at, capsys, monkeypatch):
     run(composed("tokenizer=bytes", "embedding=none"))
     before = sorted(path for path in at.rglob("*"))

@@ -191,6 +191,7 @@ def served() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_is_fetched_at_one_commit_and_read_again_without_a_network(served: str, at: Path) -> None:
     environment = {
         **os.environ,

@@ -189,5 +189,5 @@ def test_corpus_files_hold_values_only_and_every_one_fits_the_dataclass() -> Non
         values = yaml.safe_load(file.read_text())
         settings = Corpus(**values)
         settings.name = settings.name or "x"
-        settings.paths = settings.paths or ["x"] * (settings.kind == "files")
+        settings.paths = settings.paths or ["x"] * (settings.kind == "files" and not settings.parts)
         config.check(config.Config(corpus=settings))
