@@ -128,11 +128,11 @@ class Line:
     entries: dict[str, Entry] = field(default_factory=dict)  # of this run, by key, to explain what changed upstream
     reports: dict[str, Report] = field(default_factory=dict)
     ledger: Json = field(default_factory=dict)  # of every stage so far: counts by stage
-    split: str = ""  # where stages run once per split, or part of a mixture: which one
+    label: str = ""  # where stages run once per split, or per part of a mixture: which one
 
-    def branch(self, split: str) -> "Line":
+    def branch(self, label: str) -> "Line":
         """The same line for the stages of one split or part, which have a ledger of their own; it tells in the same table."""
-        return replace(self, ledger=dict(self.ledger), split=split) if split else self
+        return replace(self, ledger=dict(self.ledger), label=label) if label else self
 
     def entry(self, stage: str, **identity: Any) -> Entry:
         """The entry of a stage, protected from `gc` from here on."""
@@ -147,14 +147,14 @@ class Line:
 
     def tell(self, entry: Entry, manifest: Json, seconds: float = 0.0, made: int = 0, total: int = 0) -> None:
         """Note what happened to a stage, once; where an earlier result was of no use, say why."""
-        name = f"{entry.stage} {self.split}".strip()
+        name = f"{entry.stage} {self.label}".strip()
         if name in self.reports:
             return
         self.ledger |= manifest["ledger"]
         counts = self.ledger.get(name) or self.ledger.get(entry.stage, {})
         state = "cached" if not made else "computed" if made == total else f"computed {made} of {total} shards"
         reasons = [] if made < max(total, 1) else why(entry, self.entries)
-        if self.split and any(re.search(r"upstream\.split |(^|: )input ", reason) for reason in reasons):
+        if self.label and any(re.search(r"upstream\.split |(^|: )input ", reason) for reason in reasons):
             reasons = []  # another split's result is not an earlier one, nor another part's
         if reasons:
             log.info("%s: computed, since an earlier result differs in %s", name, self._briefly(reasons))
