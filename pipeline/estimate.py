@@ -37,6 +37,7 @@ from pipeline import (
     engine,
     files,
     hub,
+    keys,
     places,
     plan,
     sample,
@@ -165,7 +166,7 @@ class _Look:
         if not self.frame.units:
             raise InputError(f"read {len(found)} files, {self.size} bytes, 0 usable documents (reasons: empty files).")
         self.shards = len(planned.shards) if planned else max(1, round(self.frame.bytes / config.corpus.shard_bytes))
-        self.load = steps.name_load(self.name, config, planned.sha256) if planned else None
+        self.load = keys.load_entry(self.name, config, planned.sha256) if planned else None
 
     def name(self, stage: str, **identity: Any) -> Entry:
         """An entry, not leased."""
@@ -211,9 +212,9 @@ class _Look:
         """The tokenizer, where it need not be learned or was already."""
         settings = self.config.tokenizer
         if tokenizer.trained(settings):
-            entry = steps.name_tokenizer(self.name, self.config, self.load) if self.load and not self.chosen else None
+            entry = keys.tokenizer_entry(self.name, self.config, self.load) if self.load and not self.chosen else None
             return self.opened(entry.folder, entry) if entry and entry.manifest() else None
-        entry = steps.name_tokenizer(self.name, self.config, None)
+        entry = keys.tokenizer_entry(self.name, self.config, None)
         if entry.manifest():
             return self.opened(entry.folder, entry)
         return self.opened(self.stored("found", tokenizer.find(settings)), entry)
@@ -237,8 +238,8 @@ class _Look:
         """The entry of the stream, where it can be named."""
         if ready is None or ready.entry is None or self.load is None:
             return None
-        tokenize = steps.name_tokenize(self.name, self.config, self.load, ready.entry, ready.backend)
-        return steps.name_encode(self.name, self.config, tokenize)
+        tokenize = keys.tokenize_entry(self.name, self.config, self.load, ready.entry, ready.backend)
+        return keys.encode_entry(self.name, self.config, tokenize)
 
     # -- counting
 
@@ -444,8 +445,8 @@ class _Look:
         entries: dict[str, Entry | None] = dict.fromkeys(expected)
         entries |= {"load": self.load, "tokenizer": ready.entry, "encode": encode}
         if encode and self.load and ready.entry:
-            entries["tokenize"] = steps.name_tokenize(self.name, config, self.load, ready.entry, ready.backend)
-            entries["window"] = steps.name_window(self.name, config, encode) if not self.chosen else None
+            entries["tokenize"] = keys.tokenize_entry(self.name, config, self.load, ready.entry, ready.backend)
+            entries["window"] = keys.window_entry(self.name, config, encode) if not self.chosen else None
         if config.embedding.kind != "none":
             written, said = embedding.decide(config.embedding, round(counts.slots.value))
             dim = embedding.embedding_dim(config.embedding)
@@ -453,7 +454,7 @@ class _Look:
             vectors = total([counts.slots.times(dim * np.dtype(config.embedding.dtype).itemsize), expected["window"]])
             expected["embed"] = vectors.times(float(written), tables)
             windows = entries["window"]
-            entries["embed"] = steps.name_embed(self.name, config, windows, written) if windows else None
+            entries["embed"] = keys.embed_entry(self.name, config, windows, written) if windows else None
             self.notes += [said] if config.embedding.vectors == "auto" and not written else []
         return [
             Stage(stage, self.state(entries[stage]), self.bytes(entries[stage], guess)) for stage, guess in expected.items()

@@ -3,8 +3,8 @@
     plan ─▶ load ▶ tokenize ▶ encode ─▶ (arrange) ─▶ window ─▶ embed ─▶ outputs/<name>/     once per split from `arrange` on
 
 `run` names every stage's entry by everything that can change its bytes, makes the last ones whole, and links
-the result into place. What each stage is made from stands in `steps.py`, how it is computed, cached and resumed
-in `phase.py`, and what it does in its own module.
+the result into place. What a stage's key is made of stands in `keys.py`, what it reads in `steps.py`, how it is
+computed, cached and resumed in `phase.py`, and what it does in its own module.
 """
 
 import datetime
@@ -23,6 +23,7 @@ from pipeline import (
     __version__,
     arrange,
     backends,
+    choosing,
     corpus,
     embedding,
     engine,
@@ -42,6 +43,7 @@ from pipeline import config as configs
 from pipeline.arrow import read_schema
 from pipeline.cache import Cache
 from pipeline.files import Json
+from pipeline.inputs import Input, find_inputs, list_rejects
 from pipeline.phase import Line, Report
 
 log = logging.getLogger(__name__)
@@ -137,10 +139,10 @@ def _run(
     line = Line(cache, config.engine)
     with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
         found = None if tokenizer.trained(config.tokenizer) else aside(steps.find_tokenizer, line, config)
-        inputs = steps.find_inputs(line, config)  # one, or the parts of a mixture
+        inputs = find_inputs(line, config)  # one, or the parts of a mixture
         planned = plan.together([own.planned for own in inputs])
-        choosing = selection.wanted(config.selection, config.split)
-        chosen = steps.make_verdicts(line, config, planned, inputs) if choosing else None
+        choose = selection.wanted(config.selection, config.split)
+        chosen = choosing.make_verdicts(line, config, planned, inputs) if choose else None
         ready = found.result() if found else steps.train_tokenizer(line, config, planned, inputs, chosen)
     encoded = [steps.make_ids(own, ready) for own in inputs]
     streams = steps.make_streams(line, config, planned, inputs, ready, encoded, chosen)
@@ -158,9 +160,9 @@ def _run(
     }
     links, texts, manifest = parts[""] if "" in parts else _together(about, parts, chosen)
     if chosen and config.selection.duplicates != "none":
-        links[steps.REJECTS] = _file((chosen.entry, chosen.manifest), steps.REJECTS)
+        links[choosing.REJECTS] = _file((chosen.entry, chosen.manifest), choosing.REJECTS)
     for own in inputs:
-        links |= steps.list_rejects(own)
+        links |= list_rejects(own)
     texts["README.md"] = output.card(about["name"], manifest)
     published = output.publish(folder, links, texts, manifest, line.cache.run)
     return line, planned, {name: part[2] for name, part in parts.items()}, published
@@ -172,7 +174,7 @@ Part = tuple[dict[str, tuple[Path, Json]], dict[str, bytes], Json]  # finished f
 
 
 def _about(
-    config: configs.Config, recorded: Json, origin: Json | None, inputs: list[steps.Input], line: Line, ready: steps.Ready
+    config: configs.Config, recorded: Json, origin: Json | None, inputs: list[Input], line: Line, ready: steps.Ready
 ) -> Json:
     """What a manifest says of the whole run."""
     used = {entry.stage for entry in line.entries.values()}
@@ -223,7 +225,7 @@ def _part(
     return data | links, output.dataset_json(schema, list(data), rows[0].key, manifest["shift"]), manifest
 
 
-def _together(about: Json, parts: dict[str, Part], chosen: steps.Chosen | None) -> Part:
+def _together(about: Json, parts: dict[str, Part], chosen: choosing.Chosen | None) -> Part:
     """The folder of all splits: each a folder in it, complete in itself, and what tells `datasets` of them."""
     links: dict[str, tuple[Path, Json]] = {}
     texts = {"dataset_dict.json": output.split_json(list(parts))}

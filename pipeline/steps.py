@@ -1,6 +1,5 @@
-"""Each stage as a step of the line: what its key is made of, what it reads, and how its batches are made.
+"""Each stage as a step of the line: what it reads, and how its batches are made.
 
-    load ▶ fingerprint ─▶ selection  where splits or duplicates ask for it, `make_verdicts`
     corpus ─▶ load ─▶ tokenizer      trained kinds read what `load` wrote
     load ▶ tokenize ▶ encode         one phase over input shards, `make_ids`
     arrange                          where the stream is not all documents in their order, `make_streams`
@@ -24,13 +23,12 @@ import pyarrow as pa
 
 from pipeline import (
     arrange,
-    backends,
     batches,
     console,
     corpus,
     embedding,
     engine,
-    fingerprint,
+    keys,
     mixture,
     model,
     plan,
@@ -42,253 +40,23 @@ from pipeline import (
     window,
 )
 from pipeline import config as configs
-from pipeline.arrow import adjoin, flags, numbers, read_batches, read_schema
+from pipeline.arrow import flags, numbers, read_batches, read_schema
 from pipeline.cache import Entry
+from pipeline.choosing import Chosen
 from pipeline.errors import InputError
-from pipeline.files import Json, digest, expect_space, require_space
-from pipeline.phase import Line, Made, Step, file_name, side_name
+from pipeline.files import Json, expect_space, require_space
+from pipeline.inputs import Input, together
+from pipeline.phase import Line, Made, Step, file_name
 from pipeline.stream import AnyStream, Stream
 
 log = logging.getLogger(__name__)
 PROOF_BYTES = 1 << 17  # of text on which a fast tokenizer is compared with the reference in every run that uses it
 BYTES_PER_TOKEN = 4  # of English text and a learned vocabulary, for the estimate of what a run stores
 TABLES, DOCUMENTS_FILE = "embeddings.safetensors", "documents.arrow"
-VERDICTS, REJECTS = "verdicts.arrow", "duplicates.jsonl"
-LISTS = "rejects.jsonl"  # beside each file of `load`
-Reject = Callable[[bytes], Any]
 Result = tuple[Entry, Json]  # an entry that is whole, and its manifest
 DOCUMENTS = pa.schema(
     [("source", pa.int32()), ("start", pa.int64()), ("end", pa.int64()), ("first", pa.int64()), ("tokens", pa.int64())]
 )
-
-
-# -- what each stage's key is made of ---------------------------------------------------------------------
-
-Name = Callable[..., Entry]  # of (stage, **identity): Line.entry, or what names an entry without leasing it
-
-
-def _upstream(*found: Entry | Sequence[Entry] | None) -> dict[str, str]:
-    """The keys of what a stage reads, by stage; those of the parts of a mixture by stage and number."""
-    keys: dict[str, str] = {}
-    for one in found:
-        several = [] if one is None else [one] if isinstance(one, Entry) else one
-        keys |= {entry.stage if len(several) == 1 else f"{entry.stage} {n}": entry.key for n, entry in enumerate(several)}
-    return keys
-
-
-def name_load(name: Name, config: configs.Config, sha256: str) -> Entry:
-    """The entry of `load` for a corpus with this digest."""
-    return name("load", version=corpus.VERSION, corpus=corpus.identity(config.corpus), input=sha256)
-
-
-def name_fingerprint(name: Name, config: configs.Config, load: Entry) -> Entry:
-    """The entry of `fingerprint`."""
-    settings = fingerprint.identity(config.selection, selection.signed(config.selection, config.split), config.split)
-    return name("fingerprint", version=fingerprint.VERSION, fingerprint=settings, upstream={"load": load.key})
-
-
-def name_selection(name: Name, config: configs.Config, fingerprints: Sequence[Entry], files: list[int] | None) -> Entry:
-    """The entry of `selection`; `files` is the split of each file, where files are what is split."""
-    settings = selection.identity(config.selection, config.split)
-    files_key = files and digest(files)
-    return name("selection", version=selection.VERSION, selection=settings, files=files_key, upstream=_upstream(fingerprints))
-
-
-def name_tokenizer(
-    name: Name, config: configs.Config, load: Entry | Sequence[Entry] | None, chosen: Entry | None = None
-) -> Entry:
-    """The entry of the tokenizer; `load` is what it is trained on, if it is, and `chosen` says on which documents of it."""
-    keys = _upstream(load, chosen)
-    upstream = {"upstream": keys} if keys else {}
-    return name("tokenizer", version=tokenizer.VERSION, tokenizer=tokenizer.identity(config.tokenizer), **upstream)
-
-
-def name_tokenize(name: Name, config: configs.Config, load: Entry, found: Entry, backend: str) -> Entry:
-    """The entry of `tokenize` by this backend."""
-    return name(
-        "tokenize",
-        version=tokenizer.VERSION,
-        backend=f"{backend} {backends.version(backend)}",
-        vocabulary={"special_in_text": config.vocabulary.special_in_text},
-        upstream={"load": load.key, "tokenizer": found.key},
-    )
-
-
-def name_encode(name: Name, config: configs.Config, tokenize: Entry) -> Entry:
-    """The entry of `encode`."""
-    settings = vocabulary.identity(config.vocabulary)
-    return name("encode", version=vocabulary.VERSION, vocabulary=settings, upstream={"tokenize": tokenize.key})
-
-
-def name_arrange(name: Name, config: configs.Config, encoded: Sequence[Entry], chosen: Entry | None) -> Entry:
-    """The entry of `arrange`."""
-    settings, splits = arrange.identity(config.split, config.corpus), list(split.names(config.split))
-    return name("arrange", version=arrange.VERSION, arrange=settings, splits=splits, upstream=_upstream(encoded, chosen))
-
-
-def name_window(name: Name, config: configs.Config, ids: Entry, part: str = "") -> Entry:
-    """The entry of `window` over the stream that `ids` holds: that of `encode`, or a split of `arrange`."""
-    settings = window.identity(config.window)
-    if config.split.shuffle == "windows":
-        settings["shuffle"] = config.split.seed
-    upstream = {ids.stage: ids.key} | ({"split": part} if part else {})
-    return name("window", version=window.VERSION, window=settings, upstream=upstream)
-
-
-def name_embed(name: Name, config: configs.Config, windows: Entry, written: bool) -> Entry:
-    """The entry of `embed`, with the vectors or without."""
-    settings = embedding.identity(config.embedding, written)
-    return name("embed", version=embedding.VERSION, embedding=settings, upstream={"window": windows.key})
-
-
-# -- what is read: a corpus, or the parts of a mixture ----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Input:
-    """A corpus, or a part of a mixture: read, tokenized and encoded as if it were alone."""
-
-    name: str  # of the part, or ""
-    line: Line
-    config: configs.Config  # with the settings of the part as its corpus
-    planned: plan.Plan
-    load: Step
-
-    def fulfil(self, *steps: Step) -> Json:
-        """The manifest of the last step over its shards, `load` being the first."""
-        return self.line.fulfil([self.load, *steps], list(self.planned.shards), self.planned.bytes, {})
-
-
-def find_inputs(line: Line, config: configs.Config) -> list[Input]:
-    """The corpus, planned; or each part of a mixture, no document of which is cut for splits."""
-    workers, trust = config.engine.workers or engine.cores(), config.cache.trust_stat
-    if not config.corpus.parts:
-        planned = plan.make(config.corpus, line.cache, trust, workers, config.split, config.window.context_length)
-        return [Input("", line, config, planned, _load_step(line, config, planned))]
-    inputs = []
-    for name, part in config.corpus.parts.items():
-        own, settings = line.branch(name), replace(config, corpus=part)
-        planned = plan.make(part, line.cache, trust, workers)
-        inputs.append(Input(name, own, settings, planned, _load_step(own, settings, planned)))
-    return inputs
-
-
-def _together(inputs: Sequence[Input], ledgers: Sequence[Json]) -> Json:
-    """The sums of the ledgers of all parts by stage, and beside them those of each part; of one corpus its own."""
-    if not inputs[0].name:
-        return ledgers[0]
-    total: dict[str, Counter[str]] = {}
-    parts: Json = {}
-    for one, ledger in zip(inputs, ledgers, strict=True):
-        for stage, counts in ledger.items():
-            total.setdefault(stage, Counter()).update(counts)
-            parts[f"{stage} {one.name}"] = counts
-    return {stage: dict(sorted(counts.items())) for stage, counts in total.items()} | parts
-
-
-def _load_step(line: Line, config: configs.Config, planned: plan.Plan) -> Step:
-    """Stage `load`."""
-    entry = name_load(line.entry, config, planned.sha256)
-    work = partial(_load, settings=config.corpus, rehash=not config.cache.trust_stat)
-    if not rejects.listed(config.corpus):
-        return Step(entry, work)
-    return Step(entry, partial(_load_listing, work=work, entry=entry), LISTS)
-
-
-def list_rejects(own: Input) -> dict[str, tuple[Path, Json]]:
-    """The lists of rejects that hold any, by the name that they have in a dataset; computed again where they are gone."""
-    if own.load.beside is None:
-        return {}
-    files, entry, label = own.fulfil()["files"], own.load.entry, f"{own.name}-" if own.name else ""
-    lists = (name for name, note in files.items() if name.endswith(own.load.beside) and note["bytes"])
-    return {f"rejects/{label}{name.removesuffix(LISTS)}jsonl": (entry.path(name), files[name]) for name in lists}
-
-
-# -- which documents: verdicts need the whole corpus ------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A verdict for each document, in the cache."""
-
-    entry: Entry
-    manifest: Json = field(hash=False, compare=False)
-
-    def verdicts(self) -> list[np.ndarray]:
-        """Of the documents of each input shard, int8."""
-        return selection.read_verdicts(self.entry.path(VERDICTS))
-
-
-def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs: Sequence[Input]) -> Chosen:
-    """Fingerprints of all documents, and what follows from them. Raises InputError where too many copies cross splits."""
-    near = selection.signed(config.selection, config.split)
-    prints = [name_fingerprint(line.entry, config, own.load.entry) for own in inputs]
-    by_files = config.split.by == "files" and bool(split.names(config.split))
-    sources = [source.path for source in planned.sources]
-    files = split.assign_files(sources, config.split).tolist() if by_files else list(planned.sections) or None
-    entry = name_selection(line.entry, config, prints, files)
-    if (manifest := line.cached([entry])) is not None:
-        for own, found in zip(inputs, prints, strict=True):
-            own.line.found([own.load.entry, found], manifest)
-    else:
-        work = partial(_fingerprint, settings=config.selection, near=near, splits=config.split)
-        made = [own.fulfil(Step(found, work)) for own, found in zip(inputs, prints, strict=True)]
-        ledger = _together(inputs, [one["ledger"] for one in made])
-        corpus.require_documents(Counter(ledger["load"]), planned)
-        with line.cache.lock(entry):
-            if (manifest := line.cached([entry])) is None:
-                started = time.perf_counter()
-                before = adjoin([len(own.planned.sources) for own in inputs]).tolist()
-                paths = [
-                    (found.path(name), n) for found, one, n in zip(prints, made, before, strict=False) for name in one["files"]
-                ]
-                documents = selection.read([path for path, _ in paths], [n for _, n in paths])
-                manifest = _decide(entry, config, planned, documents, files, sources, ledger)
-                line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
-    selection.report(manifest["overlap"])
-    selection.require_apart(manifest["overlap"], config.split)
-    return Chosen(entry, manifest)
-
-
-def _fingerprint(
-    source: Any, shard: Any, counts: "Counter[str]", settings: configs.Selection, near: bool, splits: configs.Split
-) -> Made:
-    schema = fingerprint.schema(settings, near, splits)
-    return schema, fingerprint.fingerprint(source, settings, near, splits, counts)
-
-
-def _decide(
-    entry: Entry,
-    config: configs.Config,
-    planned: plan.Plan,
-    documents: selection.Documents,
-    files: list[int] | None,
-    sources: list[str],
-    ledger: Json,
-) -> Json:
-    """Write the verdicts and the rejects, and publish the entry."""
-    if planned.sections:
-        splits = np.array(planned.sections, np.int8)
-        if len(splits) != len(documents):
-            raise InputError("a part of the one document was left out, so that it cannot be split: set corpus.document=.")
-    elif files is not None:
-        splits = np.array(files, np.int8)[documents.source]
-    elif documents.splits is not None:
-        splits = documents.splits
-    elif split.names(config.split):
-        splits = split.assign(documents.hash[:, 0], config.split)
-    else:
-        splits = np.zeros(len(documents), np.int8)
-    verdicts, repeats = selection.decide(documents, splits, config.selection)
-    with entry.write(VERDICTS) as file:
-        selection.write_verdicts(file, verdicts, documents.shards)
-    with entry.write(REJECTS) as copies:
-        selection.write_rejects(copies, documents, verdicts, repeats, sources)
-    counts = selection.account(documents, verdicts, config.split)
-    found = selection.overlap(documents, verdicts, config.split, config.selection.threshold, sources)
-    files_written = {VERDICTS: file.note, REJECTS: copies.note}
-    ledger = {**ledger, "selection": dict(sorted(counts.items()))}
-    return entry.finish(list(files_written), list(files_written.values()), ledger=ledger, overlap=found)
 
 
 # -- tokenizer: a step of its own, since the trained kinds must see the corpus first ----------------------
@@ -310,7 +78,7 @@ class Ready:
 
 def find_tokenizer(line: Line, config: configs.Config) -> Ready:
     """A tokenizer that need not see the corpus, in the cache."""
-    entry = name_tokenizer(line.entry, config, None)
+    entry = keys.tokenizer_entry(line.entry, config, None)
     return _ready(line, config, entry, lambda: tokenizer.find(config.tokenizer))
 
 
@@ -319,7 +87,7 @@ def train_tokenizer(
 ) -> Ready:
     """A tokenizer trained on what `load` gives, in the cache; with splits, on the documents of the first, which is train."""
     loads = [own.load.entry for own in inputs]
-    entry = name_tokenizer(line.entry, config, loads, chosen.entry if chosen else None)
+    entry = keys.tokenizer_entry(line.entry, config, loads, chosen.entry if chosen else None)
 
     def texts() -> Iterator[pa.StringArray]:
         verdicts = chosen.verdicts() if chosen else None
@@ -331,7 +99,7 @@ def train_tokenizer(
                 yield batch["text"]
 
     def train() -> dict[str, bytes]:
-        loaded = _together(inputs, [own.fulfil()["ledger"] for own in inputs])
+        loaded = together(inputs, [own.fulfil()["ledger"] for own in inputs])
         corpus.require_documents(Counter(loaded["load"]), planned)
         with console.passes(planned.bytes) as progress:
             return tokenizer.train(config.tokenizer, texts, progress)
@@ -371,8 +139,8 @@ def make_ids(own: Input, ready: Ready) -> Result:
     line, config, planned, load = own.line, own.config, own.planned, own.load
     if own.name and config.vocabulary.append_eos == "auto" and ready.open().eos_id is not None:
         config = replace(config, vocabulary=replace(config.vocabulary, append_eos="true"))  # others follow the only document
-    tokenize = name_tokenize(line.entry, config, load.entry, ready.entry, ready.backend)
-    encode = name_encode(line.entry, config, tokenize)
+    tokenize = keys.tokenize_entry(line.entry, config, load.entry, ready.entry, ready.backend)
+    encode = keys.encode_entry(line.entry, config, tokenize)
     if (manifest := line.cached([load.entry, tokenize, encode])) is not None:
         rejects.require_budget(Counter(manifest["ledger"]["load"]), config.corpus)
         return encode, manifest
@@ -416,20 +184,6 @@ def _expected(planned: plan.Plan, ready: Ready, dtype: str, kind: str) -> int:
     tokens = planned.bytes // (1 if kind in ("bytes", "chars") else BYTES_PER_TOKEN)
     vocabulary = int(ready.open().vocab.nbytes) * len(planned.shards)
     return planned.bytes + 2 * tokens * np.dtype(dtype).itemsize + vocabulary
-
-
-def _load(
-    source: Any, shard: plan.Shard, counts: "Counter[str]", settings: configs.Corpus, rehash: bool, reject: Reject | None = None
-) -> Made:
-    return corpus.schema(settings), corpus.load(shard, settings, counts, rehash, reject)
-
-
-def _load_listing(source: Any, shard: plan.Shard, counts: "Counter[str]", work: Callable[..., Made], entry: Entry) -> Made:
-    def batches() -> Iterator[pa.RecordBatch]:
-        with entry.write(side_name(shard.index, LISTS)) as file:
-            yield from work(source, shard, counts, reject=file.write)[1]
-
-    return work(source, shard, counts)[0], batches()
 
 
 def _tokenize(
@@ -527,12 +281,12 @@ def make_streams(
     dtype = vocabulary.dtype(config.vocabulary, ready.open().size).name
     base = partial(_end_to_end, [(encode, made["files"]) for encode, made in encoded], dtype)
     tables = [encode.path(DOCUMENTS_FILE) for encode, _ in encoded]
-    before = _together(inputs, [made["ledger"] for _, made in encoded])
+    before = together(inputs, [made["ledger"] for _, made in encoded])
     mixed = bool(config.corpus.parts)
     if chosen is None and config.split.shuffle != "documents" and not mixed:
         return [Ids("", encoded[0][0], before, base, (tables[0], encoded[0][1]["files"][DOCUMENTS_FILE]))]
     corpus.require_documents(Counter(before["load"]), planned)
-    entry = name_arrange(line.entry, config, [encode for encode, _ in encoded], chosen.entry if chosen else None)
+    entry = keys.arrange_entry(line.entry, config, [encode for encode, _ in encoded], chosen.entry if chosen else None)
     names = split.names(config.split)
     if (manifest := line.cached([entry])) is None:
         with line.cache.lock(entry):
@@ -582,7 +336,7 @@ def _arrangement(base: Callable[[], Stream], path: Path) -> arrange.Arrangement:
 
 def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: Ready, ids: Ids) -> Result:
     """Phase two. Returns the entry of the windows of a stream and its manifest."""
-    entry = name_window(line.entry, config, ids.entry, ids.split)
+    entry = keys.window_entry(line.entry, config, ids.entry, ids.split)
     if (cached := line.cached([entry])) is not None:
         return entry, cached
     corpus.require_documents(Counter(ids.ledger["load"]), planned)
@@ -627,7 +381,7 @@ def make_vectors(line: Line, config: configs.Config, ready: Ready, windows: Resu
     """Phase three: the tables, and the vectors where all `slots` of all splits fit. Returns the entry and its manifest."""
     settings, (rows, made) = config.embedding, windows
     written, said = embedding.decide(settings, slots)
-    entry = name_embed(line.entry, config, rows, written)
+    entry = keys.embed_entry(line.entry, config, rows, written)
     if (manifest := line.cached([entry])) is not None:
         return entry, manifest
     if not any(report.stage.startswith("embed") for report in line.reports.values()):  # once for all splits

@@ -1,0 +1,108 @@
+"""Which documents are kept, and in which split each is: a verdict for each, made from the whole corpus.
+
+load ▶ fingerprint ─▶ selection      where splits or duplicates ask for it
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pipeline import config as configs
+from pipeline import corpus, fingerprint, keys, plan, selection, split
+from pipeline.arrow import adjoin
+from pipeline.cache import Entry
+from pipeline.errors import InputError
+from pipeline.files import Json
+from pipeline.inputs import Input, together
+from pipeline.phase import Line, Made, Step
+
+VERDICTS, REJECTS = "verdicts.arrow", "duplicates.jsonl"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A verdict for each document, in the cache."""
+
+    entry: Entry
+    manifest: Json = field(hash=False, compare=False)
+
+    def verdicts(self) -> list[np.ndarray]:
+        """Of the documents of each input shard, int8."""
+        return selection.read_verdicts(self.entry.path(VERDICTS))
+
+
+def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs: Sequence[Input]) -> Chosen:
+    """Fingerprints of all documents, and what follows from them. Raises InputError where too many copies cross splits."""
+    near = selection.signed(config.selection, config.split)
+    prints = [keys.fingerprint_entry(line.entry, config, own.load.entry) for own in inputs]
+    by_files = config.split.by == "files" and bool(split.names(config.split))
+    sources = [source.path for source in planned.sources]
+    files = split.assign_files(sources, config.split).tolist() if by_files else list(planned.sections) or None
+    entry = keys.selection_entry(line.entry, config, prints, files)
+    if (manifest := line.cached([entry])) is not None:
+        for own, found in zip(inputs, prints, strict=True):
+            own.line.found([own.load.entry, found], manifest)
+    else:
+        work = partial(_fingerprint, settings=config.selection, near=near, splits=config.split)
+        made = [own.fulfil(Step(found, work)) for own, found in zip(inputs, prints, strict=True)]
+        ledger = together(inputs, [one["ledger"] for one in made])
+        corpus.require_documents(Counter(ledger["load"]), planned)
+        with line.cache.lock(entry):
+            if (manifest := line.cached([entry])) is None:
+                started = time.perf_counter()
+                before = adjoin([len(own.planned.sources) for own in inputs]).tolist()
+                paths = [
+                    (found.path(name), n) for found, one, n in zip(prints, made, before, strict=False) for name in one["files"]
+                ]
+                documents = selection.read([path for path, _ in paths], [n for _, n in paths])
+                manifest = _decide(entry, config, planned, documents, files, sources, ledger)
+                line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
+    selection.report(manifest["overlap"])
+    selection.require_apart(manifest["overlap"], config.split)
+    return Chosen(entry, manifest)
+
+
+def _fingerprint(
+    source: Any, shard: Any, counts: "Counter[str]", settings: configs.Selection, near: bool, splits: configs.Split
+) -> Made:
+    schema = fingerprint.schema(settings, near, splits)
+    return schema, fingerprint.fingerprint(source, settings, near, splits, counts)
+
+
+def _decide(
+    entry: Entry,
+    config: configs.Config,
+    planned: plan.Plan,
+    documents: selection.Documents,
+    files: list[int] | None,
+    sources: list[str],
+    ledger: Json,
+) -> Json:
+    """Write the verdicts and the rejects, and publish the entry."""
+    if planned.sections:
+        splits = np.array(planned.sections, np.int8)
+        if len(splits) != len(documents):
+            raise InputError("a part of the one document was left out, so that it cannot be split: set corpus.document=.")
+    elif files is not None:
+        splits = np.array(files, np.int8)[documents.source]
+    elif documents.splits is not None:
+        splits = documents.splits
+    elif split.names(config.split):
+        splits = split.assign(documents.hash[:, 0], config.split)
+    else:
+        splits = np.zeros(len(documents), np.int8)
+    verdicts, repeats = selection.decide(documents, splits, config.selection)
+    with entry.write(VERDICTS) as file:
+        selection.write_verdicts(file, verdicts, documents.shards)
+    with entry.write(REJECTS) as copies:
+        selection.write_rejects(copies, documents, verdicts, repeats, sources)
+    counts = selection.account(documents, verdicts, config.split)
+    found = selection.overlap(documents, verdicts, config.split, config.selection.threshold, sources)
+    files_written = {VERDICTS: file.note, REJECTS: copies.note}
+    ledger = {**ledger, "selection": dict(sorted(counts.items()))}
+    return entry.finish(list(files_written), list(files_written.values()), ledger=ledger, overlap=found)
