@@ -481,10 +481,6 @@ def check(config: Config) -> None:
             f"window.stride={stride} is larger than window.context_length={window.context_length}: {skipped:.0f} % of the "
             "tokens would be skipped. Lower the stride, or set window.allow_gaps=true."
         )
-    if config.split.shuffle == "windows" and (window.mode != "sliding" or not window.cross_documents):
-        raise ConfigError(
-            "split.shuffle=windows needs window.mode=sliding and window.cross_documents=true: set split.shuffle=documents."
-        )
     if window.special_tokens and window.mode != "document":
         raise ConfigError("window.special_tokens=true needs window.mode=document.")
 

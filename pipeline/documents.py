@@ -44,7 +44,7 @@ class Documents:
 
     `path` is `documents.arrow`, with the columns `first` (a document's place in the stream) and `tokens`; `manifest` is
     that of the dataset. Raises ConfigError for window.mode=prefix, whose rows hold one document each and have no fixed
-    length, and for rows that were shuffled when they were written.
+    length.
     """
 
     def __init__(self, path: Path, manifest: Json) -> None:
@@ -52,11 +52,8 @@ class Documents:
         w = Window(**{name: value for name, value in config["window"].items() if name in Window.__dataclass_fields__})
         if w.mode == "prefix":
             raise ConfigError("documents: a row of window.mode=prefix lies in one document; there is nothing to tell apart.")
-        if (config.get("split") or {}).get("shuffle") == "windows":
-            raise ConfigError(
-                "documents: these rows were shuffled when they were written (split.shuffle=windows), so that a row's number "
-                "does not tell its place in the stream: prepare it with split.shuffle=none or documents; the loader shuffles."
-            )
+        split = config.get("split") or {}
+        self._order = int(split["seed"]) if split.get("shuffle") == "windows" else None  # else rows follow the stream
         self.window, self.rows = w, int(manifest["rows"])
         self._special = int(manifest["ledger"]["window"].get("special", 0)) // max(1, self.rows)  # in each row
         self._batches = [batch for batch in read_batches(path) if len(batch)]
@@ -89,7 +86,7 @@ class Documents:
         return np.concatenate(numbers), np.concatenate(firsts)
 
     def span(self, row: int) -> tuple[int, int]:
-        """The positions of the stream that the inputs of a row hold, [start, stop); padding has none."""
+        """The positions that the inputs of a row hold, [start, stop), by its number in the stream; padding has none."""
         w = self.window
         step = w.stride or w.context_length
         if w.cross_documents:
@@ -110,7 +107,8 @@ class Documents:
         length = self.window.context_length
         begin = np.zeros((len(rows), length), np.int64)  # where the segment that a place lies in begins
         document = np.full((len(rows), length), -1, np.int64)
-        for i, row in enumerate(rows):
+        in_stream = window.shuffled(np.array(rows, np.int64), self.rows, self._order)
+        for i, row in enumerate(in_stream.tolist()):
             if self.window.mode == "document":
                 batch = bisect_right(self._numbers, row) - 1
                 tokens = int(to_numpy(self._batches[batch]["tokens"])[row - self._numbers[batch]])

@@ -94,6 +94,7 @@ class WindowPlan:
     shards: tuple[WindowShard, ...]
     ledger: dict[str, int]
     bytes: int
+    firsts: tuple[int, ...]  # in the order of the stream, the first row of each part that `_lengths` gives, and all rows
     order: int | None = None  # seed of the rows' order; None: that of the stream
 
 
@@ -123,9 +124,9 @@ def plan(
     """Count the rows and cut them into shards, from counts and lengths alone; nothing is written.
 
     `counts` are the IDs per ID shard; `pad_id` is the pad token's, else that of EOS, else None; `frame` is the
-    tokenizer's own; `sources` name the input files in errors. Where windows cross documents a shard is about
-    16 MiB of rows, and `stream` is not read. Else a shard has the rows of one ID shard, and the lengths of the
-    documents are read. `order` is the seed of a random order of the rows (see `shuffled`), None for that of the stream.
+    tokenizer's own; `sources` name the input files in errors. `order` is the seed of a random order of the rows (see
+    `shuffled`), None for that of the stream. Where windows cross documents, or rows are shuffled, a shard is about
+    16 MiB of rows; else it has the rows of one ID shard. Where they do not cross, the lengths of the documents are read.
 
     Raises InputError where there would be no row or a document is too long; ConfigError where the tokenizer lacks
     a token that is needed, or the rows would take more than `window.max_bytes`.
@@ -152,12 +153,13 @@ def plan(
             f"window.max_bytes={w.max_bytes}, but {rows} rows take {size} bytes: every token would be written "
             f"{ledger['slots'] / max(ledger['tokens'], 1):.1f} times. {lower}, or raise window.max_bytes=."
         )
-    if crosses(w):
+    firsts = tuple(edges)
+    if crosses(w) or order is not None:
         step = max(1, SHARD // (size // rows))
         step -= step % min(step, _most_rows(w, dtype))  # whole batches, where a shard has room for one
         edges = [*range(0, rows, step), rows]
     shards = tuple(WindowShard(i, start, stop) for i, (start, stop) in enumerate(itertools.pairwise(edges)))
-    return WindowPlan(w, dtype, pad_id or 0, frame, rows, shards, ledger, size, order)
+    return WindowPlan(w, dtype, pad_id or 0, frame, rows, shards, ledger, size, firsts, order)
 
 
 def expect(w: config.Window, dtype: np.dtype[Any], frame: Frame, lengths: np.ndarray) -> tuple[int, int, int, int]:
@@ -212,19 +214,45 @@ def schema(plan: WindowPlan) -> pa.Schema:
 
 
 def chunk(stream: AnyStream, plan: WindowPlan, shard: WindowShard) -> Iterator[pa.RecordBatch]:
-    """The rows of a shard, in batches of about 2 MiB of input_ids that are cut from the plan alone."""
-    w, columns = plan.window, schema(plan)
-    lengths = np.array([len(stream)]) if crosses(w) else stream.document_lengths(shard.index)
-    origin, first = (0, 0) if crosses(w) else (int(stream.starts[shard.index]), shard.start)
-    begins, first_row = origin + adjoin(lengths), first + adjoin(_row_counts(w, lengths))
-    make = {"sliding": _sliding, "prefix": _prefix, "document": _document}[w.mode]
-    row = shard.start
-    while row < shard.stop:
-        rows = shuffled(np.arange(row, min(row + _most_rows(w, plan.dtype), shard.stop)), plan.rows, plan.order)
-        document = np.searchsorted(first_row, rows, "right") - 1
-        arrays = make(stream, plan, begins[document], begins[document + 1], rows - first_row[document])
-        yield pa.record_batch(arrays, schema=columns)
-        row += len(arrays[0])
+    """The rows of a shard, in batches of about 2 MiB of input_ids that are cut from the plan alone.
+
+    Shuffled rows are gathered in the order of the stream, a whole shard together, so that each file is mapped once.
+    """
+    most, columns = _most_rows(plan.window, plan.dtype), schema(plan)
+    if plan.order is None:
+        rows, edges = np.arange(shard.start, shard.stop), _edges(stream, plan, 0 if crosses(plan.window) else shard.index)
+        while len(rows):
+            arrays = _make(stream, plan, edges, rows[:most])
+            yield pa.record_batch(arrays, schema=columns)
+            rows = rows[len(arrays[0]) :]
+        return
+    rows = shuffled(np.arange(shard.start, shard.stop), plan.rows, plan.order)
+    ascending, places = np.argsort(rows), np.empty(len(rows), np.int64)
+    places[ascending] = np.arange(len(rows))
+    ends = np.searchsorted(rows[ascending], plan.firsts).tolist()
+    gathered = pa.concat_batches(
+        pa.record_batch(_make(stream, plan, _edges(stream, plan, part), rows[ascending[low:high]]), schema=columns)
+        for part, (low, high) in enumerate(itertools.pairwise(ends))
+        if low < high
+    )
+    for low in range(0, len(rows), most):
+        yield gathered.take(numbers(places[low : low + most]))
+
+
+def _edges(stream: AnyStream, plan: WindowPlan, part: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of what a part (see `_lengths`) has that is cut on its own: where it begins in the stream, and its first row."""
+    whole = crosses(plan.window)
+    lengths = np.array([len(stream)]) if whole else stream.document_lengths(part)
+    begins = (0 if whole else int(stream.starts[part])) + adjoin(lengths)
+    return begins, plan.firsts[part] + adjoin(_row_counts(plan.window, lengths))
+
+
+def _make(stream: AnyStream, plan: WindowPlan, edges: tuple[np.ndarray, np.ndarray], rows: np.ndarray) -> list[pa.Array]:
+    """The columns of ascending rows, by their numbers in the order of the stream; of fewer where one batch holds no more."""
+    begins, first_row = edges
+    document = np.searchsorted(first_row, rows, "right") - 1
+    make = {"sliding": _sliding, "prefix": _prefix, "document": _document}[plan.window.mode]
+    return make(stream, plan, begins[document], begins[document + 1], rows - first_row[document])
 
 
 def shuffled(rows: np.ndarray, count: int, order: int | None) -> np.ndarray:
@@ -291,7 +319,7 @@ def _sliding(stream: AnyStream, plan: WindowPlan, begin: np.ndarray, end: np.nda
     length = plan.window.context_length
     start = begin + nth * _stride(plan.window)
     if plan.order is not None:
-        ids = np.stack([_read(stream, plan, start[i : i + 1], end[i : i + 1], length + 1) for i in range(len(start))])
+        ids = _read_each(stream, plan, start, end, length + 1)
         inputs, targets = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
     else:
         start = _near(start, plan.dtype)
@@ -310,7 +338,12 @@ def _sliding(stream: AnyStream, plan: WindowPlan, begin: np.ndarray, end: np.nda
 def _prefix(stream: AnyStream, plan: WindowPlan, begin: np.ndarray, end: np.ndarray, nth: np.ndarray) -> list[pa.Array]:
     """Columns for the pair whose target is ID `nth` + 1 of the documents at [begin, end)."""
     target = begin + nth + 1
-    start = _near(np.maximum(begin, target - plan.window.context_length), plan.dtype)
+    start = np.maximum(begin, target - plan.window.context_length)
+    if plan.order is not None:
+        ids = np.concatenate([stream.read(low, high + 1) for low, high in zip(start.tolist(), target.tolist(), strict=True)])
+        ends = np.cumsum(target + 1 - start) - 1  # the last of each is its target
+        return [flat_list(numbers(np.delete(ids, ends)), adjoin(target - start)), _lists(ids[ends][:, None])]
+    start = _near(start, plan.dtype)
     lengths = target[: len(start)] - start
     fit = max(1, int(np.searchsorted(np.cumsum(lengths), BATCH // plan.dtype.itemsize, "right")))
     start, target, lengths = start[:fit], target[:fit], lengths[:fit]
@@ -324,12 +357,16 @@ def _document(stream: AnyStream, plan: WindowPlan, begin: np.ndarray, end: np.nd
     """Columns for the documents at [begin, end); `nth` is 0."""
     w, (before, after, typed) = plan.window, plan.frame
     room, place = _room(w, plan.frame), np.arange(w.context_length)
-    start = _near(begin, plan.dtype)
-    end = end[: len(start)]
+    if plan.order is not None:
+        start, ids = begin, _read_each(stream, plan, begin, end, room)
+    else:
+        start = _near(begin, plan.dtype)
+        end = end[: len(start)]
+        ids = _cut(_read(stream, plan, start, end, room), start - start[0], room)
     kept = np.minimum(end - start, room)[:, None]
     filled = len(before) + kept + len(after)
     inputs = np.empty((len(start), w.context_length), plan.dtype)
-    inputs[:, len(before) : len(before) + room] = _cut(_read(stream, plan, start, end, room), start - start[0], room)
+    inputs[:, len(before) : len(before) + room] = ids
     inputs[place >= filled] = plan.pad_id
     for i, special in enumerate(before):
         inputs[:, i] = special
@@ -354,6 +391,14 @@ def _read(stream: AnyStream, plan: WindowPlan, start: np.ndarray, end: np.ndarra
     ids = stream.read(int(start[0]), min(stop, int(end[-1])))
     missing = stop - int(end[-1])
     return ids if missing <= 0 else np.concatenate([ids, np.full(missing, plan.pad_id, plan.dtype)])
+
+
+def _read_each(stream: AnyStream, plan: WindowPlan, start: np.ndarray, end: np.ndarray, length: int) -> np.ndarray:
+    """`length` IDs from each start on, padded where its document ends before: `[len(start), length]`."""
+    out = np.full((len(start), length), plan.pad_id, plan.dtype)
+    for row, (low, high) in enumerate(zip(start.tolist(), np.minimum(start + length, end).tolist(), strict=True)):
+        out[row, : high - low] = stream.read(low, high)
+    return out
 
 
 def _cut(ids: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarray:
@@ -395,7 +440,7 @@ def _most_rows(w: config.Window, dtype: np.dtype[Any]) -> int:
 
 
 def _lengths(w: config.Window, counts: Sequence[int], stream: AnyStream) -> Iterator[tuple[int, np.ndarray]]:
-    """Lengths of what is cut on its own: of the stream, or of the documents of each ID shard."""
+    """Lengths of what is cut on its own, a part of the stream at a time: all of it, or the documents of each ID shard."""
     if crosses(w):
         yield 0, np.array([sum(counts)], np.int64)
     else:

@@ -114,8 +114,19 @@ def test_other_windows_take_splits_too(texts: Path, mode: str) -> None:
         assert len(table(outcome.folder / name)) == outcome.splits[name]["window"]["rows"]
 
 
-def test_the_same_bytes_by_any_engine_and_shard_order(texts: Path) -> None:
-    options = ["split.validation=0.2", "split.shuffle=documents", "selection.duplicates=near", "corpus.shard_bytes=2000"]
+@pytest.mark.parametrize(
+    "shuffled",
+    [
+        ["split.shuffle=documents"],
+        ["split.shuffle=windows", "window.cross_documents=false", "window.stride=3"],
+        ["split.shuffle=windows", "window=prefix", "window.context_length=5"],
+    ],
+)
+def test_the_same_bytes_by_any_engine_and_shard_order(
+    texts: Path, shuffled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.window.SHARD", 1 << 12)
+    options = ["split.validation=0.2", *shuffled, "selection.duplicates=near", "corpus.shard_bytes=2000"]
     seen = set()
     for place, engine in enumerate(["engine=serial", "engine=threads engine.workers=3", "engine=processes engine.workers=2"]):
         outcome = ran(*options, *engine.split(), f"cache.dir=cache{place}", f"output.dir=out{place}", "name=n")

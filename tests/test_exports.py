@@ -235,6 +235,9 @@ def test_each_split_goes_to_what_the_format_calls_it(at):
 
 
 def test_rows_that_are_not_in_the_order_of_the_stream_are_refused_by_its_formats(at, monkeypatch):
+    folder, _ = prepared("window.stride=3", "split.shuffle=windows", "name=shuffled")
+    with pytest.raises(ConfigError, match=r"split\.shuffle=none"):
+        export(folder, "megatron")
     folder, _ = prepared("window.stride=3")
     rows = source.Source.rows
     monkeypatch.setattr(

@@ -156,6 +156,9 @@ def test_the_thread_leads_through_compression_archives_columns_and_repairs(at, k
         ["window=document", "window.truncate=true"],
         ["window.tail=pad"],
         ["window.cross_documents=false"],
+        ["window.cross_documents=false", "window.tail=pad", "split.shuffle=windows", "split.seed=3"],
+        ["window=prefix", "split.shuffle=windows"],
+        ["window=document", "window.truncate=true", "split.shuffle=windows"],
         ["vocabulary.prepend_bos=true", 'tokenizer.bos_token="<s>"', "vocabulary.append_eos=false"],
     ],
 )
@@ -168,6 +171,7 @@ def test_the_thread_holds_in_every_mode(at, options):
         for piece in trace.trace(dataset, row):
             ids = [tok.bos_id] * begin + whole(dataset, (LINES * 2)[piece.document])[0] + [tok.eos_id] * end
             assert piece.ids == ids[piece.first : piece.first + len(piece.ids)]
+            assert row in trace.Finished.rows_at(dataset, *dataset.span(row))
             kept = row_ids(dataset, row)
             assert any(kept[i : i + len(piece.ids)] == piece.ids for i in range(len(kept)))
 

@@ -18,6 +18,7 @@ from test_stream import row, stream_of
 from pipeline import config, window
 from pipeline.config import Window
 from pipeline.errors import ConfigError, InputError
+from pipeline.permutation import keys, permute
 from pipeline.stream import Stream
 
 PAD = 255
@@ -319,6 +320,46 @@ def test_a_batch_never_spans_much_of_the_stream(tmp_path: Path, monkeypatch: pyt
     documents = [list(range(i * 250, i * 250 + 250)) for i in range(8)]
     assert rows_of(stream, plan) == naive(w, documents)
     assert longest <= 64 // 2 + 3
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_shuffled_rows_are_those_of_the_reference_in_the_order_of_the_permutation(tmp_path_factory, data) -> None:
+    w = Window(
+        mode=data.draw(st.sampled_from(["sliding", "prefix", "document"])),
+        context_length=data.draw(st.integers(3, 6)),
+        stride=data.draw(st.integers(1, 8)),
+        tail=data.draw(st.sampled_from(["drop", "pad"])),
+        cross_documents=data.draw(st.booleans()),
+        allow_gaps=True,
+        truncate=True,
+        special_tokens=data.draw(st.booleans()),
+    )
+    documents = documents_of(data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=8)))
+    layout = data.draw(st.sampled_from(layouts(documents)))
+    stream = stream_of(tmp_path_factory.mktemp("s"), layout, "uint8")
+    expected, seed = naive(w, documents, BERT), data.draw(st.integers(0, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window, "SHARD", data.draw(st.sampled_from([40, 1 << 20])))
+        patch.setattr(window, "BATCH", data.draw(st.sampled_from([7, 1 << 20])))
+        if expected:
+            plan = window.plan(w, stream.counts, stream.dtype, PAD, BERT, stream, order=seed)
+            order = permute(np.arange(len(expected)), len(expected), keys(seed, 0)).tolist()
+            assert rows_of(stream, plan) == [expected[row] for row in order]
+            assert plan.ledger == naive_ledger(w, documents, BERT)
+
+
+def test_shuffled_rows_are_gathered_file_by_file(tmp_path: Path) -> None:
+    stream = stream_of(tmp_path, [[[row(list(range(100)))]] for _ in range(12)])
+    mapped = []
+    whole = stream._map
+    stream._map = lambda index: mapped.append(index) or whole(index)  # type: ignore[method-assign, func-returns-value]
+    for mode in ("sliding", "document"):
+        w = Window(mode=mode, context_length=4, stride=1, truncate=True)
+        plan = window.plan(w, stream.counts, stream.dtype, PAD, None, stream, order=1)
+        mapped.clear()
+        list(itertools.chain.from_iterable(window.chunk(stream, plan, shard) for shard in plan.shards))
+        assert len(mapped) <= 12 + 4
 
 
 # -- prefix and document ----------------------------------------------------------------------------------

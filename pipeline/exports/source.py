@@ -27,6 +27,9 @@ from pipeline.errors import ConfigError
 Ids = npt.NDArray[Any]
 
 
+IN_ORDER = "rows in the order of the stream"
+
+
 class Source:
     """One split of a finished dataset, read in order and a batch at a time. `advance` hears of the bytes read."""
 
@@ -117,7 +120,7 @@ class Source:
             inputs, targets = (_ids(batch[name]) for name in ("input_ids", "target_ids"))
             begins = inputs[:1, 0] if due is None else due
             if not np.array_equal(np.append(begins, targets[:-1, stride - 1]), inputs[:, 0]):
-                self._require("rows in the order of the stream", False, "split.shuffle=none or documents")
+                self._require(IN_ORDER, False, "split.shuffle=none or documents")
             pieces = [targets[:, -stride:].reshape(-1)]
             if due is None:
                 pieces = [inputs[0, :1], targets[0], targets[1:, -stride:].reshape(-1)]
@@ -164,10 +167,11 @@ class Source:
         return self.window.stride or self.window.context_length
 
     def _require_stream(self) -> None:
-        w, what = self.window, "the stream"
+        w, what, given = self.window, "the stream", self._dataset.manifest["config"].get("split") or {}
         self._require(what, w.mode == "sliding", "window=sliding")
         self._require(what, w.cross_documents, "window.cross_documents=true")
         self._require(what, self._stride <= w.context_length, f"window.stride={w.context_length} or less")
+        self._require(IN_ORDER, given.get("shuffle") != "windows", "split.shuffle=none or documents")
 
     def _require(self, what: str, holds: bool, instead: str) -> None:
         if not holds:
