@@ -14,10 +14,12 @@ vectors are projected, and the lengths of documents are read a batch at a time.
 """
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -27,17 +29,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import backends, charts, cli, console, embedding, model, output
+from pipeline import charts, cli, console, embedding, model, output
 from pipeline import config as configs
 from pipeline.arrow import flags, list_values, read_batches, to_numpy
 from pipeline.files import Json, unseal
-from pipeline.show import SPACES
+from pipeline.show import spelt
 from pipeline.temporary import run_name
 from pipeline.trace import Finished
 
 MOST_IDS = 1 << 22  # counted for the use of the vocabulary
-MOST_WORDS = 1 << 14  # IDs read as text for tokens per word
-MOST_POINTS = 300  # vectors projected
+MOST_WORDS = 1 << 13  # IDs read as text for tokens per word
+MOST_POINTS = 200  # vectors projected
 MOST_NORMS = 4096  # vectors measured
 MOST_LENGTH = 1 << 20  # documents of more tokens count as of so many
 MOST_DOCUMENTS = 1 << 20  # with more, the drawn windows do not say where they came from
@@ -117,17 +119,29 @@ def render(template: str, facts: Json) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
+    pages = Path(__file__).parent / "pages"
+    kept = pages / "__pycache__"  # compiled templates, as Python keeps compiled modules
+    with contextlib.suppress(OSError):
+        kept.mkdir(exist_ok=True)
     made = Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FileSystemLoader(Path(__file__).parent / "pages"),
+        loader=FileSystemLoader(pages),
+        bytecode_cache=FileSystemBytecodeCache(str(kept)) if os.access(kept, os.W_OK) else None,
     )
-    made.filters |= {"size": console.size, "number": lambda value: f"{value:,}", "hue": lambda i: i * 7 % HUES}
+    made.filters |= {"size": console.size, "number": lambda value: f"{value:,}", "hue": hue}
+    made.filters["draw"] = lambda chart, label: Markup(charts.draw(chart, label))
     return made
+
+
+def hue(i: int) -> int:
+    """The number of the colour of a token: equal ones have equal colours, neighbouring IDs different ones."""
+    return i * 7 % HUES
 
 
 def _text(name: str) -> str:
@@ -299,7 +313,7 @@ def _windows(dataset: Finished) -> list[Json]:
 
 
 def _token(dataset: Finished, i: int) -> Json:
-    return {"id": i, "text": dataset.vocabulary.get(i, f"[{i}]").translate(SPACES)}
+    return {"id": i, "text": spelt(dataset, i)}
 
 
 def _ids(dataset: Finished) -> Iterator[np.ndarray]:
@@ -334,8 +348,7 @@ def _use(dataset: Finished) -> tuple[Json, Json | None]:
         if words is None and len(ids):
             words = _per_word(dataset, ids[:MOST_WORDS].tolist())
     seen = int(np.count_nonzero(counts))
-    order = np.argsort(-counts, kind="stable")[: max(seen, 1)]
-    ranks = np.unique(np.geomspace(1, max(seen, 1), 150).astype(np.int64))
+    order = np.argsort(-counts, kind="stable")[:seen]
     pieces = np.array_split(counts > 0, min(64, max(1, size)))
     begins = np.cumsum([0, *map(len, pieces)]).tolist()
     shares = [100 * float(piece.mean()) if len(piece) else 0.0 for piece in pieces]
@@ -344,25 +357,32 @@ def _use(dataset: Finished) -> tuple[Json, Json | None]:
         "seen": seen,
         "counted": int(counts.sum()),
         "slots": dataset.manifest["ledger"]["window"]["slots"],
-        "rank": charts.curve(ranks.tolist(), np.maximum(counts[order][ranks - 1], 1).tolist()),
+        "rank": _ranks(dataset, order, counts) if seen else None,
         "by_id": charts.bars(
             [charts.short(begin) for begin in begins[:-1]],
             shares,
             [f"IDs {a:,} to {b - 1:,}: {share:.1f} % used" for a, b, share in zip(begins, begins[1:], shares, strict=False)],
         ),
-        "frequent": [{**_token(dataset, i), "count": int(counts[i])} for i in order[:MOST_POINTS].tolist() if counts[i]],
+        "frequent": [{**_token(dataset, i), "count": int(counts[i])} for i in order[:MOST_POINTS].tolist()],
     }, words
+
+
+def _ranks(dataset: Finished, order: np.ndarray, counts: np.ndarray) -> charts.Chart:
+    """Counts by rank, of ranks that grow by a factor."""
+    ranks = np.unique(np.geomspace(1, len(order), 120).astype(np.int64)).tolist()
+    tokens = order[np.array(ranks) - 1].tolist()
+    return charts.curve(
+        [(rank, int(counts[i])) for rank, i in zip(ranks, tokens, strict=True)],
+        [f"rank {rank:,}: {_token(dataset, i)['text']}, {counts[i]:,} times" for rank, i in zip(ranks, tokens, strict=True)],
+    )
 
 
 def _per_word(dataset: Finished, ids: list[int]) -> Json | None:
     """Tokens for a word, a run of letters and digits, in some text."""
     tokens = [dataset.vocabulary.get(i, "") for i in ids]
-    known = set(dataset.vocabulary.values())
-    letters = backends.byte_letters()
-    if known.issuperset(letters):
-        numbers = {letter: value for value, letter in enumerate(letters)}
-        text = bytes(numbers[c] for c in "".join(tokens) if c in numbers).decode(errors="replace")
-    elif any(token.startswith("##") for token in known):
+    if letters := dataset.letters:
+        text = bytes(letters[c] for c in "".join(tokens) if c in letters).decode(errors="replace")
+    elif any(token.startswith("##") for token in dataset.vocabulary.values()):
         text = " ".join(tokens).replace(" ##", "")
     elif dataset.manifest["config"]["tokenizer"]["kind"] == "words":
         text = " ".join(tokens)
@@ -438,21 +458,23 @@ def embedding_file(dataset: Finished) -> Json | None:
 def _plane(vectors: np.ndarray, frequent: list[Json]) -> Json:
     """Principal components: the projection, and the share of the variance in it.
 
-    With X the centred vectors [n, D] and XXᵀ = UΛUᵀ, their places on the two widest directions are the first columns
-    of U√Λ; the n × n matrix is small, however wide the vectors are.
+    With X = UΣVᵀ the centred vectors, float64 `[n, D]`, their places on the two widest directions are the first columns
+    of UΣ.
     """
     if len(vectors) < 3:
         return {"plane": None, "variance": 0.0}
-    centred = vectors - vectors.mean(0)
-    values, columns = np.linalg.eigh(centred @ centred.T)
-    widest = np.maximum(values[::-1][:2], 0)
-    places = columns[:, ::-1][:, :2] * np.sqrt(widest)
+    left, widths, _ = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
+    places = np.pad(left * widths, ((0, 0), (0, 1)))[:, :2]  # vectors of one dimension lie on a line
     places *= np.where(places[np.abs(places).argmax(0), [0, 1]] < 0, -1, 1)  # a direction has no sign of its own
-    total = float(np.maximum(values, 0).sum())
-    titles = [f"{token['text']}  ID {token['id']:,}, {token['count']:,} times" for token in frequent[: len(places)]]
+    shown = frequent[: len(places)]
+    total = float((widths**2).sum())
     return {
-        "plane": charts.cloud(places, titles, [token["id"] for token in frequent[: len(places)]]),
-        "variance": 100 * float(widest.sum()) / total if total else 0.0,
+        "plane": charts.cloud(
+            places.tolist(),
+            [f"{token['text']}  ID {token['id']:,}, {token['count']:,} times" for token in shown],
+            [f"t{hue(token['id'])}" for token in shown],
+        ),
+        "variance": 100 * float((widths[:2] ** 2).sum()) / total if total else 0.0,
     }
 
 

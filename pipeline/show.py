@@ -28,7 +28,7 @@ from pipeline.trace import Finished, told_rows
 if TYPE_CHECKING:
     from rich.text import Text
 
-SPACES = str.maketrans({"Ġ": "·", "Ċ": "⏎", "ĉ": "→", "▁": "·"})  # how byte-level and SentencePiece tokens spell white space
+SPACES = str.maketrans({" ": "·", "\n": "⏎", "\t": "→", "▁": "·"})  # ▁ is how SentencePiece spells a space
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")  # of the sixteen that every terminal maps to its theme
 MOST = 2000  # bytes or tokens of a document that are drawn
 FEW = 5  # rows of a stage, places of a token
@@ -55,8 +55,19 @@ def show(
 
 
 def spelt(dataset: Finished, i: int) -> str:
-    """The token of an ID, fit for a terminal."""
-    return console.printable(dataset.vocabulary.get(i, f"[{i}]").translate(SPACES))
+    """The token of an ID as `spell` gives it."""
+    return spell(dataset.vocabulary.get(i, f"[{i}]"), dataset.letters)
+
+
+def spell(token: str, letters: dict[str, int]) -> str:
+    """A token for a person: what its letters stand for, white space as signs, nothing that a terminal would obey.
+
+    >>> spell("ĠnÃ£o", {"Ġ": 32, "n": 110, "Ã": 195, "£": 163, "o": 111})
+    '·não'
+    """
+    if letters and all(letter in letters for letter in token):
+        token = bytes(letters[letter] for letter in token).decode(errors="backslashreplace")
+    return console.printable(token.translate(SPACES))
 
 
 def colour(i: int) -> str:
@@ -123,13 +134,14 @@ def draw_token(dataset: Finished, token: str) -> "Text":
     from rich.text import Text
 
     numbers = {name: i for i, name in dataset.vocabulary.items()}
-    i = numbers.get(token, numbers.get(token.replace("·", "Ġ"), numbers.get(token.replace("·", "▁"))))
+    told = {spelt(dataset, i): i for i in dataset.vocabulary}
+    i = numbers.get(token, told.get(token.translate(SPACES)))
     if i is None and token.isdecimal():
         i = int(token)
     if i not in dataset.vocabulary:
         import difflib
 
-        near = difflib.get_close_matches(token, [name.translate(SPACES) for name in numbers], 3)
+        near = difflib.get_close_matches(token, told, 3)
         hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
         raise ConfigError(f"{token!r} is no token and no ID of this vocabulary of {len(numbers):,}.{hint}")
     out = Text().append("token ", "bold").append(spelt(dataset, i), f"bold {colour(i)}").append(f"  ID {i:,}", "bold")
@@ -179,11 +191,11 @@ def draw_stage(dataset: Finished, stage: str, cache: Path, width: int) -> "Text"
     for nth, (batch, row) in enumerate(islice(rows, FEW)):
         out.append(f"\nrow {nth}", "bold")
         for name in batch.schema.names:
-            out.append(f"\n  {name:<14} {_cell(batch[name], row, width - 17)}")
+            out.append(f"\n  {name:<14} {_cell(batch[name], row, width - 17, dataset.letters)}")
     return out
 
 
-def _cell(column: pa.Array, row: int, width: int) -> str:
+def _cell(column: pa.Array, row: int, width: int, letters: dict[str, int]) -> str:
     """A value in one line."""
     if pa.types.is_string(column.type):
         text = column[row].as_buffer().to_pybytes()[: 4 * width].decode(errors="ignore").replace("\n", "⏎")
@@ -193,14 +205,22 @@ def _cell(column: pa.Array, row: int, width: int) -> str:
         text = str(to_numpy(column)[row])
     else:
         values = column[row].values
-        words = " ".join(str(values[i]).translate(SPACES) for i in range(min(len(values), width)))
-        text = f"{len(values):,}: {words}"
+        shape = f"{len(values):,}"
+        if pa.types.is_fixed_size_list(values.type):
+            shape, values = f"{shape} × {values.type.list_size}", values[0].values
+        words = " ".join(_word(values[i].as_py(), letters) for i in range(min(len(values), width)))
+        text = f"{shape}: {words}"
     text = console.printable(text)
     return text if len(text) <= width else text[: max(1, width - 1)] + "…"
 
 
+def _word(value: Any, letters: dict[str, int]) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else spell(str(value), letters)
+
+
 def _columns(dataset: Finished, lines: dict[str, list[Any]], width: int) -> "Text":
     """Named rows of cells, aligned, folded at `width`. A cell is a token's ID, drawn as its string, or a string."""
+    from rich.cells import cell_len
     from rich.text import Text
 
     label = max(map(len, lines)) + 2
@@ -208,7 +228,7 @@ def _columns(dataset: Finished, lines: dict[str, list[Any]], width: int) -> "Tex
         [(spelt(dataset, cell), colour(cell)) if isinstance(cell, int) else (cell, "") for cell in column]
         for column in zip(*lines.values(), strict=True)
     ]
-    widths = [max(len(text) for text, _ in column) + 1 for column in cells]
+    widths = [max(cell_len(text) for text, _ in column) + 1 for column in cells]
     out, start = Text(), 0
     while start < len(cells):
         stop, used = start, label
@@ -219,7 +239,7 @@ def _columns(dataset: Finished, lines: dict[str, list[Any]], width: int) -> "Tex
             line = Text().append(f"{name.strip():<{label}}", "dim")
             for i in range(start, stop):
                 text, style = cells[i][place]
-                line.append(text.ljust(widths[i]), style)
+                line.append(text + " " * (widths[i] - cell_len(text)), style)
             line.rstrip()
             out.append_text(line).append("\n")
         start = stop

@@ -122,6 +122,12 @@ class Finished:
         return {i: token for token, i in json.loads(self.file("vocabulary.json").read_text("utf-8")).items()}
 
     @cached_property
+    def letters(self) -> dict[str, int]:
+        """The byte that each letter of a token stands for; empty where tokens are spelt as they are."""
+        letters = {letter: byte for byte, letter in enumerate(backends.byte_letters())}
+        return letters if letters.keys() <= set(self.vocabulary.values()) else {}
+
+    @cached_property
     def documents(self) -> dict[str, np.ndarray]:
         """Of every document, int64 `[documents]`: `source`, `start`, `end`, `first` (position in the stream), `tokens`."""
         batches = list(read_batches(self.file("documents.arrow")))

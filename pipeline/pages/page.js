@@ -14,7 +14,7 @@
   document.addEventListener("pointerover", (event) => tell(event.target.closest && event.target.closest("[data-tip]")));
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") tell(null); });
 
-  for (const list of document.querySelectorAll(".tokens")) {
+  for (const list of document.querySelectorAll(".tokens, .chart")) {
     const items = [...list.querySelectorAll("[data-tip]")];
     let at = -1;
     const go = (to) => {
