@@ -360,7 +360,7 @@ class Entry:
         note = self._receipt(name)
         if note is None and (manifest := self.manifest()):  # another run has finished the entry meanwhile
             note = manifest["files"].get(name)
-        return note if note and self._intact(name, note) else None
+        return note if note and self.intact(name, note) else None
 
     def verified(self, workers: int = 1) -> Json | None:
         """The manifest, after every file has been hashed, in so many threads, and found as published; else None.
@@ -373,9 +373,13 @@ class Entry:
         if manifest is None:
             return None
         files = manifest["files"]
-        intact = list(engine.run(Engine("threads", workers), lambda name: self._intact(name, files[name]), files))
+        intact = list(engine.run(Engine("threads", workers), lambda name: self.intact(name, files[name]), files))
+        return self.settle(manifest, intact)
+
+    def settle(self, manifest: Json, intact: list[bool]) -> Json | None:
+        """The manifest where all its files are `intact`; else None, and the entry goes back to receipts for the good ones."""
         if not all(intact):
-            for (name, note), good in zip(files.items(), intact, strict=True):
+            for (name, note), good in zip(manifest["files"].items(), intact, strict=True):
                 if good:
                     self._publish_receipt(name, note)
             self._set_aside(self.folder / "manifest.json")
@@ -466,7 +470,7 @@ class Entry:
             found = f"{size} bytes, sha256 {sha}"
         return f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {found}", state
 
-    def _intact(self, name: str, note: Json) -> bool:
+    def intact(self, name: str, note: Json) -> bool:
         """Is the file as noted? If not it is set aside, aloud."""
         problem, state = self._examine(name, note)
         if problem is None:

@@ -52,7 +52,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
         made = [own.fulfil(Step(found, work)) for own, found in zip(inputs, prints, strict=True)]
         ledger = together(inputs, [one["ledger"] for one in made])
         corpus.require_documents(Counter(ledger["load"]), planned)
-        with line.cache.lock(entry):
+        with line.lock(entry):
             if (manifest := line.cached([entry])) is None:
                 started = time.perf_counter()
                 before = adjoin([len(own.planned.sources) for own in inputs]).tolist()

@@ -172,9 +172,13 @@ class Embedding:
 class Engine:
     """Who does the work. Never changes a byte of output."""
 
-    kind: str = "threads"  # serial | threads | processes
+    kind: str = "threads"  # serial | threads | processes | array
     workers: int | None = None  # null: one more than there are cores
     batch_size: int | None = None  # documents per tokenizer call; null: a block at a time
+    id: str | None = None  # array: what its jobs have in common, and no other array
+    index: int | None = None  # array: which of its jobs this is
+    count: int | None = None  # array: how many there are, at most
+    patience: float = 120.0  # array: seconds without a sign of life until a job on another machine counts as dead
 
 
 @dataclass
@@ -236,7 +240,7 @@ CHOICES = {
     "embedding.dtype": ("float32", "float16"),
     "embedding.vectors": ("auto", "always", "never"),
     "embedding.device": ("cpu", "cuda"),
-    "engine.kind": ("serial", "threads", "processes"),
+    "engine.kind": ("serial", "threads", "processes", "array"),
 }
 RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only keep sizes below what a 64-bit count can hold
     "corpus.shard_bytes": (1, 1 << 40),
@@ -267,6 +271,9 @@ RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only kee
     "embedding.max_bytes": (0, 1 << 62),
     "engine.workers": (1, 1024),
     "engine.batch_size": (1, 1 << 31),
+    "engine.index": (0, 1 << 31),
+    "engine.count": (1, 1 << 20),
+    "engine.patience": (1, 86_400),
 }
 GROUPS: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name not in ("name", "plan")}
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -454,6 +461,7 @@ def check(config: Config) -> None:
     if config.corpus.url is not None and [Path(path).name for path in config.corpus.paths] != config.corpus.paths[:1]:
         raise ConfigError(f"corpus.paths={config.corpus.paths!r}: with corpus.url it must hold one plain file name.")
     _check_reading(config.corpus)
+    _check_engine(config.engine)
     if config.tokenizer.kind == "pretrained" and not config.tokenizer.name:
         raise ConfigError("tokenizer.name is required: a Hub name, a folder, or a tokenizer.json.")
     for group, kind, name in (
@@ -483,6 +491,20 @@ def check(config: Config) -> None:
         )
     if window.special_tokens and window.mode != "document":
         raise ConfigError("window.special_tokens=true needs window.mode=document.")
+
+
+def _check_engine(engine: Engine) -> None:
+    given = {name: getattr(engine, name) for name in ("id", "index", "count")}
+    for name, value in given.items():
+        if engine.kind == "array" and value is None:
+            raise ConfigError(
+                f"engine.{name} is required: each job of an array has its own engine.index=, all have the same engine.count= "
+                "and the same engine.id=, which no other array has. In a Slurm array they are known."
+            )
+        if engine.kind != "array" and value is not None:
+            raise ConfigError(f"engine.{name}={value} needs engine=array.")
+    if engine.id is not None and not NAME.fullmatch(engine.id):
+        raise ConfigError(f"engine.id={engine.id[:120]!r} may hold at most 100 letters, digits, '.', '_' and '-'.")
 
 
 def _part(name: str, given: Any) -> Part:

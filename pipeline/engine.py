@@ -144,7 +144,7 @@ def run(engine: Engine, function: Callable[[Item], Result], items: Iterable[Item
     workers = engine.workers or cores() + 1  # one more than cores: somebody is always waiting for the disk
     if engine.kind == "processes":
         yield from _in_processes(workers, function, items)
-    elif engine.kind == "threads" and workers > 1:
+    elif engine.kind != "serial" and workers > 1:
         yield from _in_threads(workers, function, items)
     else:
         for item in items:

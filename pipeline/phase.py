@@ -9,6 +9,7 @@ and computes only what lies behind it, in the engine's workers; a shard that was
 found by its receipt and not computed again.
 """
 
+import contextlib
 import logging
 import re
 import time
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from pipeline import config as configs
 from pipeline import console, engine
+from pipeline.array import Array, task_of
 from pipeline.arrow import read_batches
 from pipeline.cache import Cache, Entry, why
 from pipeline.files import Json
@@ -125,6 +127,7 @@ class Line:
 
     cache: Cache
     engine: configs.Engine
+    array: Array | None = None  # where this is one job of several
     entries: dict[str, Entry] = field(default_factory=dict)  # of this run, by key, to explain what changed upstream
     reports: dict[str, Report] = field(default_factory=dict)
     ledger: Json = field(default_factory=dict)  # of every stage so far: counts by stage
@@ -143,7 +146,27 @@ class Line:
 
     def whole(self, entry: Entry) -> Json | None:
         """The manifest of an entry whose every file was hashed and found as published; None where it must be computed."""
+        if self.array is not None:
+            return self.array.verified(entry)
         return entry.verified(self.engine.workers or engine.cores())
+
+    @contextlib.contextmanager
+    def lock(self, entry: Entry) -> Iterator[None]:
+        """Keep others from computing the same entry meanwhile; in an array, wait until a job has, or it is our turn."""
+        if self.array is None:
+            with self.cache.lock(entry):
+                yield
+            return
+        with self.array.alone(task_of(entry)) as turn:
+            if turn:
+                self.array.ours(entry)
+            yield
+
+    @contextlib.contextmanager
+    def turn(self, entry: Entry, name: str) -> Iterator[None]:
+        """In an array, let one job write a file of an entry before the others look for it."""
+        with contextlib.nullcontext() if self.array is None else self.array.alone(f"{task_of(entry)}-{name}"):
+            yield
 
     def tell(self, entry: Entry, manifest: Json, seconds: float = 0.0, made: int = 0, total: int = 0) -> None:
         """Note what happened to a stage, once; where an earlier result was of no use, say why."""
@@ -204,36 +227,64 @@ class Line:
         if (manifest := self.cached(entries)) is not None:
             return manifest
         self.cache.require_writable()
-        with self.cache.lock(entries[-1]):
-            first = len(steps)
-            while first and (manifest := self.cached(entries[:first])) is None:
-                first -= 1
-            if manifest is not None and first == len(steps):
-                return manifest
-            ledger = manifest["ledger"] if manifest else ledger
-            todo = tuple(steps[first:])
-            work = partial(compute, todo, entries[first - 1] if first else None)
-            results = []
+        spent: list[list[float]] = []  # seconds, by step, of each item that passed here
+
+        def compute_all(first: int, run: Callable[..., Iterable[Any]]) -> list[Any]:
+            todo, results = steps[first:], []
+            work = partial(compute, tuple(todo), entries[first - 1] if first else None)
             with console.progress(" ▶ ".join(step.entry.stage for step in todo), size) as advance:
-                for result in engine.run(self.engine, work, items):
+                for result in run(work, items if todo else []):
                     results.append(result)
+                    spent.append([seconds for _, seconds in result])
                     advance(size // len(items))
             if before_publishing:
                 before_publishing()
-            for index, step in enumerate(todo):
-                last = index + 1 == len(todo)
+            return results
+
+        def publish(first: int, results: list[Any]) -> list[Json]:
+            manifest = entries[first - 1].manifest() if first else None
+            counted, manifests = manifest["ledger"] if manifest else ledger, []
+            for index, step in enumerate(steps[first:]):
+                last = step is steps[-1]
                 files = {file_name(item.index): result[index][0] for item, result in zip(items, results, strict=True)}
                 counts: Counter[str] = Counter(facts if last else None)
                 for note in files.values():
                     counts.update(note["counts"])
-                ledger = {**ledger, step.entry.stage: dict(sorted(counts.items()))}
+                counted = {**counted, step.entry.stage: dict(sorted(counts.items()))}
                 if last and extra:
                     files |= extra(files)
                 if step.beside is not None:
                     names = [side_name(item.index, step.beside) for item in items]
                     files |= {name: step.entry.receipt(name) or {} for name in names}
-                manifest = step.entry.finish(list(files), list(files.values()), ledger=ledger, rows=counts["rows"])
-                seconds = [result[index][1] for result in results]
-                self.tell(step.entry, manifest, sum(seconds), sum(s > 0 for s in seconds) or not items, max(len(items), 1))
-        assert manifest is not None
-        return manifest
+                manifests.append(step.entry.finish(list(files), list(files.values()), ledger=counted, rows=counts["rows"]))
+            return manifests
+
+        manifests: list[Json] = []
+        if self.array is None:
+            with self.cache.lock(entries[-1]):
+                if (first := self._whole(entries)) < len(steps):
+                    manifests = publish(first, compute_all(first, partial(engine.run, self.engine)))
+        else:
+            task = task_of(entries[-1])
+            first = self.array.agree(task, lambda: self._whole(entries))
+            compute_all(first, partial(self.array.run, task))
+            with self.array.alone(task) as turn:
+                if turn:
+                    self.array.ours(*entries[first:])
+                    manifests = publish(first, list(self.array.results(task, len(items))))
+        made = bool(manifests)
+        manifests = manifests or [manifest for entry in entries[first:] if (manifest := entry.manifest())]
+        for index, (entry, manifest) in enumerate(zip(entries[first:], manifests, strict=False)):
+            own = [seconds[index] for seconds in spent]
+            self.tell(entry, manifest, sum(own), sum(s > 0 for s in own) or (made and not items), max(len(items), 1))
+        if manifests and len(manifests) == len(entries[first:]):
+            return manifests[-1]
+        again = replace(self, array=None)  # for what another run took away meanwhile
+        return self.cached(entries) or again.fulfil(steps, items, size, ledger, facts, extra, before_publishing)
+
+    def _whole(self, entries: list[Entry]) -> int:
+        """How many of the entries are whole, counted by the last that is; those are told of."""
+        first = len(entries)
+        while first and self.cached(entries[:first]) is None:
+            first -= 1
+        return first

@@ -21,7 +21,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -51,6 +51,7 @@ FETCHES = 8  # ranges of files in a store that are hashed side by side, or more 
 CLOCK = 2  # seconds: a file changed again within the step of the file system's clock would keep its ctime
 
 NEVER: Stat = (0, 0, 0, 0)  # equal to that of no file
+Together = Callable[[str, Callable[[Any], Any], Sequence[Any]], list[Any]]  # of (task, function, items)
 Range = tuple[int, int, int, str, str]  # start, end, bytes, sha256, member of an archive or ""
 FORMATS = {  # by the ending of a name, behind that of a compression
     **dict.fromkeys(("txt", "text", "md", "markdown", "rst"), "text"),
@@ -135,8 +136,18 @@ def together(plans: Sequence[Plan]) -> Plan:
     return plans[0] if len(plans) == 1 else Plan(sources, tuple(shard for plan in plans for shard in plan.shards))
 
 
-def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int, splits: Split | None = None, words: int = 0) -> Plan:
+def make(
+    corpus: Corpus,
+    cache: Cache,
+    trust_stat: bool,
+    workers: int,
+    splits: Split | None = None,
+    words: int = 0,
+    together: Together | None = None,
+) -> Plan:
     """Plan a corpus: find, cut, hash, group. A corpus of one document is cut where `splits` say, with gaps of `words`.
+
+    `together` shares out the hashing of a large one among the jobs of an array: `Array.everywhere`.
 
     The digests of a file that its stat says is unchanged come from the cache where `trust_stat`. Raises
     ConfigError where there is nothing to read, InputError where a file changes meanwhile, and IntegrityError
@@ -149,7 +160,7 @@ def make(corpus: Corpus, cache: Cache, trust_stat: bool, workers: int, splits: S
     try:
         known = _recall(note, files) if trust_stat else {}
         fresh = {path: stat for path, stat in files.items() if path not in known}
-        known |= _measure(fresh, corpus, workers, borders)
+        known |= _measure(fresh, corpus, workers, borders, together)
         unsettled = {path for path, stat in fresh.items() if not stat[0] or time.time() - stat[3] / 1e9 < CLOCK}
     except OSError as error:
         raise from_os_error(error) from error
@@ -374,7 +385,11 @@ def _source_sha256(ranges: list[Range], path: str, corpus: Corpus) -> str:
 
 
 def _measure(
-    files: dict[str, Stat], corpus: Corpus, workers: int, given: dict[str, list[int]] | None = None
+    files: dict[str, Stat],
+    corpus: Corpus,
+    workers: int,
+    given: dict[str, list[int]] | None = None,
+    together: Together | None = None,
 ) -> dict[str, list[Range]]:
     """The ranges of files, hashed in threads, with borders that are `given` or our own. Raises InputError where one changes."""
     borders = {path: (given or {}).get(path) or _borders(path, stat[1], corpus) for path, stat in files.items()}
@@ -382,14 +397,17 @@ def _measure(
         _jobs([(path, *edge) for path, edges in borders.items() for edge in itertools.pairwise(edges)], corpus.shard_bytes)
     )
     size = sum(stat[1] for stat in files.values())
-    shas: list[str] = []
-    threads = max(workers, FETCHES) if any(map(stores.is_url, files)) else workers
-    with ThreadPoolExecutor(threads) as pool, progress("plan", size) if size > LONG else nullcontext(int) as advance:
-        for job, hashed in zip(jobs, pool.map(_hash, jobs), strict=True):
-            shas += hashed
-            advance(sum(end - start for _, start, end in job))
+    if together and size > LONG:
+        hashed = together(f"plan-{digest([list(files.values()), jobs])[:32]}", _hash, jobs)
+    else:
+        hashed = []
+        threads = max(workers, FETCHES) if any(map(stores.is_url, files)) else workers
+        with ThreadPoolExecutor(threads) as pool, progress("plan", size) if size > LONG else nullcontext(int) as advance:
+            for job, own in zip(jobs, pool.map(_hash, jobs), strict=True):
+                hashed.append(own)
+                advance(sum(end - start for _, start, end in job))
     measured: dict[str, list[Range]] = {}
-    done = iter(shas)
+    done = itertools.chain.from_iterable(hashed)
     for path, edges in borders.items():
         own = list(itertools.islice(done, len(edges) - 1))
         if corpus.archives and (members := _members(path, files[path][1], _combined(own), corpus)) is not None:

@@ -40,6 +40,7 @@ from pipeline import (
     window,
 )
 from pipeline import config as configs
+from pipeline.array import joined
 from pipeline.arrow import read_schema
 from pipeline.cache import Cache
 from pipeline.files import Json
@@ -87,12 +88,13 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
         recorded = {**recorded, "corpus": hub.recorded(recorded["corpus"], settings)}
     cache = Cache.open(Path(config.cache.dir))
     try:
-        try:
-            line, planned, manifests, published = _run(config, recorded, origin, cache, folder)
-        except steps.BackendDiffers as differing:
-            log.warning("%s: tokenizer.backend=hf is used instead", differing)
-            slow = replace(config, tokenizer=replace(config.tokenizer, backend="hf"))
-            line, planned, manifests, published = _run(slow, recorded, origin, cache, folder)
+        with joined(cache, config.engine) as array:
+            try:
+                line, planned, manifests, published = _run(config, recorded, origin, Line(cache, config.engine, array), folder)
+            except steps.BackendDiffers as differing:
+                log.warning("%s: tokenizer.backend=hf is used instead", differing)
+                slow = replace(config, tokenizer=replace(config.tokenizer, backend="hf"))
+                line, planned, manifests, published = _run(slow, recorded, origin, Line(cache, config.engine, array), folder)
     finally:
         cache.close()
     reports = [report for _, report in output.in_order(line.reports)]
@@ -114,8 +116,9 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-    output.write_run(folder, record, cache.run)
-    if config.output.report and (published or not os.path.lexists(folder / output.REPORT)):
+    if published or array is None:
+        output.write_run(folder, record, cache.run)
+    if config.output.report and (published or (array is None and not os.path.lexists(folder / output.REPORT))):
         _report(folder, cache.run)
         outcome.seconds = time.monotonic() - started
     return outcome
@@ -134,9 +137,8 @@ def _report(folder: Path, run: str) -> None:
 
 
 def _run(
-    config: configs.Config, recorded: Json, origin: Json | None, cache: Cache, folder: Path
+    config: configs.Config, recorded: Json, origin: Json | None, line: Line, folder: Path
 ) -> tuple[Line, plan.Plan, dict[str, Json], bool]:
-    line = Line(cache, config.engine)
     with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
         found = None if tokenizer.trained(config.tokenizer) else aside(steps.find_tokenizer, line, config)
         inputs = find_inputs(line, config)  # one, or the parts of a mixture
@@ -164,7 +166,11 @@ def _run(
     for own in inputs:
         links |= list_rejects(own)
     texts["README.md"] = output.card(about["name"], manifest)
-    published = output.publish(folder, links, texts, manifest, line.cache.run)
+    if line.array is None:
+        published = output.publish(folder, links, texts, manifest, line.cache.run)
+    else:
+        with line.array.alone(f"output-{files.digest([os.path.abspath(folder), manifest])[:32]}") as turn:
+            published = turn and output.publish(folder, links, texts, manifest, line.cache.run)
     return line, planned, {name: part[2] for name, part in parts.items()}, published
 
 

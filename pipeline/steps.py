@@ -99,18 +99,19 @@ def train_tokenizer(
                 yield batch["text"]
 
     def train() -> dict[str, bytes]:
-        loaded = together(inputs, [own.fulfil()["ledger"] for own in inputs])
-        corpus.require_documents(Counter(loaded["load"]), planned)
         with console.passes(planned.bytes) as progress:
             return tokenizer.train(config.tokenizer, texts, progress)
 
+    if line.cached([entry]) is None:  # in an array all jobs do this, before one of them trains
+        loaded = together(inputs, [own.fulfil()["ledger"] for own in inputs])
+        corpus.require_documents(Counter(loaded["load"]), planned)
     return _ready(line, config, entry, train)
 
 
 def _ready(line: Line, config: configs.Config, entry: Entry, make: Callable[[], dict[str, bytes]]) -> Ready:
     if (manifest := line.cached([entry])) is None:
         line.cache.require_writable()
-        with line.cache.lock(entry):
+        with line.lock(entry):
             if (manifest := line.cached([entry])) is None:
                 started = time.perf_counter()
                 receipts: Json = {}
@@ -289,7 +290,7 @@ def make_streams(
     entry = keys.arrange_entry(line.entry, config, [encode for encode, _ in encoded], chosen.entry if chosen else None)
     names = split.names(config.split)
     if (manifest := line.cached([entry])) is None:
-        with line.cache.lock(entry):
+        with line.lock(entry):
             if (manifest := line.cached([entry])) is None:
                 started = time.perf_counter()
                 counted = [len(own.planned.sources) for own in inputs]
@@ -390,11 +391,14 @@ def make_vectors(line: Line, config: configs.Config, ready: Ready, windows: Resu
     size = sum(table.nbytes for table in tables.values())
     cost = embedding.vector_bytes(made["ledger"]["window"]["slots"], embedding.embedding_dim(settings), settings.dtype)
     require_space(line.cache.root, size + cost * written - entry.stored())
-    with entry.write(TABLES) as file:
-        embedding.save(tables, file)
+    with line.turn(entry, TABLES):
+        if (saved := entry.receipt(TABLES)) is None:
+            with entry.write(TABLES) as file:
+                embedding.save(tables, file)
+            saved = file.note
     step = Step(entry, partial(_vectors, folder=rows.folder, tables=entry.path(TABLES), settings=settings))
     items = [Shard(index) for index in range(len(made["files"]) * written)]
-    return entry, line.fulfil([step], items, cost, made["ledger"], None, lambda files: {TABLES: file.note})
+    return entry, line.fulfil([step], items, cost, made["ledger"], None, lambda files: {TABLES: saved})
 
 
 @dataclass(frozen=True)

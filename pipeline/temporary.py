@@ -35,18 +35,25 @@ def run_name(nth: int) -> str:
 
 def alive(run: Path) -> bool:
     """Is the process that owns a folder still there? A stranger is believed for a day after its last file."""
-    host, pid, start, *_ = [*run.name.split("~"), "", ""]
-    if host != _host():
+    if run.name.partition("~")[0] != _host():
         return time.time() - run.stat().st_mtime < DAY
-    if not pid.isdigit():
+    return not gone(run.name)
+
+
+def gone(run: str) -> bool:
+    """Was a run, by its name, on this machine, and its process is no more?"""
+    host, pid, start, *_ = [*run.split("~"), "", ""]
+    if host != _host():
         return False
+    if not pid.isdigit():
+        return True
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
-        return False
+        return True
     except PermissionError:
         pass
-    return _process_start(int(pid)) == start
+    return _process_start(int(pid)) != start
 
 
 def sweep(folder: Path) -> None:
