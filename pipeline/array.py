@@ -4,15 +4,16 @@ Every job is started with the same command and an index of its own (`engine=arra
 done together is a *task*: a phase over many items, a step that one job does alone, the hashing of what was there
 before. Each task has a folder:
 
-    cache/tmp/array~<id>/encode-3f…/
+    cache/tmp/array~<id>~<count>/encode-3f…/
       agreed            what the first to come found, so that all divide the same work
       part-2            sealed: what part 2 gave, item by item. Part p of n has the items p, p + n, p + 2n, …
       part-3.claim-0    a job works on part 3, or did; its mtime is its sign of life
       part-3.claim-1    … and this one took part 3 up after it
-      done              the task is over, its result is in the cache
+      ours              what a job of the array publishes or has verified: nobody else need hash it
+      done              the task is over
 
 **Who does what.** A job claims its own part, computes it and publishes it; then it takes up, in turn, whole parts that
-nobody claimed or whose claim is dead. It waits for parts that a living job works on. So no part is computed twice while
+nobody claimed or whose claim is dead. (Of very many items each job has several parts.) It waits for parts that a living job works on. So no part is computed twice while
 its job lives, one job alone finishes everything, and fewer jobs than `engine.count` are no reason to wait. When all parts
 are there, one job publishes the entry from them in the same way: by a claim. Parts resume behind the receipts of their
 items, so what a dead job had finished is kept.
@@ -24,7 +25,7 @@ file system's own clock, which is the mtime of a file created for the purpose. A
 doubled: it costs its work and no byte, as entries may be written twice.
 
 **What is believed.** What a job of the array has published, or verified for all, is not hashed again by every other:
-`done` says so. The `id` must therefore be that of this array alone, as SLURM_ARRAY_JOB_ID is. What was there before the
+`ours` says so. The `id` must therefore be that of this array alone, as SLURM_ARRAY_JOB_ID is. What was there before the
 array is hashed as ever, by the job whose part it is. The folder is swept a day after its last sign of life.
 """
 
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 FIRST = 0.01  # seconds between two looks at what others do, in the beginning
 POLL = 2.0  # seconds between two looks at what others do, at most
 LOOKS = 16  # claims whose sign of life is looked at in one go
+PART = 4096  # items in a part at most: what is told of them is one small file
 BEATS = 12  # signs of life in the time of engine.patience
 
 Item = TypeVar("Item")
@@ -61,7 +63,7 @@ class Array:
 
     def __init__(self, cache: Cache, settings: Engine) -> None:
         assert settings.index is not None and settings.count is not None and settings.id is not None
-        self.folder = cache.root / "tmp" / f"array~{settings.id}"
+        self.folder = cache.root / "tmp" / f"array~{settings.id}~{settings.count}"
         self._me = cache.run
         self._settings = settings
         self._index = settings.index
@@ -173,7 +175,7 @@ class Array:
         InputError where another job found its part of the corpus bad.
         """
         folder, parts = self._open(task), _parts(self._count, len(items))
-        todo = [(self._index + nth) % parts for nth in range(parts)]  # our own first
+        todo = sorted(range(parts), key=lambda part: ((part - self._index) % self._count, part))  # our own first
         pause, told = FIRST, False
         while True:
             names, now = self._look(folder)
@@ -183,7 +185,7 @@ class Array:
             free = [part for part in todo if f"part-{part}.claim-0" not in names]
             begun = [part for part in todo if f"part-{part}.claim-0" in names]
             for part in free + random.sample(begun, min(LOOKS, len(begun))):
-                if f"part-{part}.bad" in names and part != self._index % parts:
+                if f"part-{part}.bad" in names and (part - self._index) % self._count:
                     raise InputError((folder / f"part-{part}.bad").read_text("utf-8", "surrogateescape"))
                 claim = self._take(folder, f"part-{part}", names, now)
                 if claim is not None:
@@ -290,8 +292,8 @@ def task_of(entry: Entry) -> str:
 
 
 def _parts(count: int, items: int) -> int:
-    """Into how many parts items are divided."""
-    return max(1, min(count, items))
+    """Into how many parts items are divided: one for each job, or several, so that none has more than PART items."""
+    return max(1, min(items, count * -(-items // (count * PART))))
 
 
 def _wait(pause: float) -> float:
