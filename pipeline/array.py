@@ -13,10 +13,10 @@ before. Each task has a folder:
       done              the task is over
 
 **Who does what.** A job claims its own part, computes it and publishes it; then it takes up, in turn, whole parts that
-nobody claimed or whose claim is dead. (Of very many items each job has several parts.) It waits for parts that a living job works on. So no part is computed twice while
-its job lives, one job alone finishes everything, and fewer jobs than `engine.count` are no reason to wait. When all parts
-are there, one job publishes the entry from them in the same way: by a claim. Parts resume behind the receipts of their
-items, so what a dead job had finished is kept.
+nobody claimed or whose claim is dead. (Of very many items each job has several parts.) It waits for parts that a living
+job works on. So no part is computed twice while its job lives, one job alone finishes everything, and fewer jobs than
+`engine.count` are no reason to wait. When all parts are there, one job publishes the entry from them in the same way: by
+a claim. Parts resume behind the receipts of their items, so what a dead job had finished is kept.
 
 **Claims need no locks.** A claim is a file that only one can create (O_EXCL); that of a dead job stays and the next has a
 higher number, which again only one can create. A thread touches the claims that a job holds. A claim is dead when it was
@@ -182,11 +182,12 @@ class Array:
             todo = [part for part in todo if f"part-{part}" not in names]
             if not todo:
                 return
+            bad = [f"part-{part}.bad" for part in todo if f"part-{part}.bad" in names]
             free = [part for part in todo if f"part-{part}.claim-0" not in names]
             begun = [part for part in todo if f"part-{part}.claim-0" in names]
             for part in free + random.sample(begun, min(LOOKS, len(begun))):
-                if f"part-{part}.bad" in names and (part - self._index) % self._count:
-                    raise InputError((folder / f"part-{part}.bad").read_text("utf-8", "surrogateescape"))
+                if bad and (part - self._index) % self._count:  # our own parts we try ourselves
+                    raise InputError((folder / bad[0]).read_text("utf-8", "surrogateescape"))
                 claim = self._take(folder, f"part-{part}", names, now)
                 if claim is not None:
                     yield from self._compute(folder / f"part-{part}", claim, function, items[part::parts])

@@ -21,9 +21,10 @@ def _host() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """When a process started, in clock ticks since boot; empty where it is gone or unknown."""
+    """When a process started, in clock ticks since boot; empty where it is gone, a zombie, or unknown."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 
