@@ -361,8 +361,7 @@ def test_jobs_one_after_another_without_locks(tmp_path: Path, serial: Any) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("restarted", [False, True], ids=["never restarted", "restarted"])
-@pytest.mark.parametrize("calls", [3, 12])
+@pytest.mark.parametrize(("calls", "restarted"), [(3, False), (12, True)], ids=["never restarted", "restarted"])
 def test_a_job_that_is_killed_is_survived(tmp_path: Path, serial: Any, calls: int, restarted: bool) -> None:
     at = texts(tmp_path)
     processes = [started(at, job(0, 3)), started(at, job(1, 3), DYING.format(calls)), started(at, job(2, 3), LOCKLESS)]
