@@ -1,0 +1,197 @@
+"""What the costs foretell: of one run on this machine, and of a corpus on many nodes.
+
+one machine   start + plan + ids(shards, workers) + documents + manifests + windows(shards, workers) + folder + page
+a cluster     the same; but a shard's bytes pass a network and a storage that all share, and the driver's own parts
+              are the driver's, however many nodes there are
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scripts.scaling.costs import MIB, Costs, makespan
+
+SHARDS, LEAST = 16, 4 * MIB  # of a small corpus, as in pipeline/plan.py
+ROWS = 16 * MIB  # bytes of rows in a file, as in pipeline/window.py
+LOCAL = ("read", "write")  # components that are this machine's page cache and disk
+
+
+def shard_sizes(total: float, shard_bytes: float) -> list[float]:
+    """Bytes of each shard of one file of `total` bytes: as many as make `shard_bytes`, and a rest where it is over a quarter.
+
+    >>> [size / MIB for size in shard_sizes(70 * MIB, 4 * MIB)][-2:], len(shard_sizes(70 * MIB, 4 * MIB))
+    ([4.375, 4.375], 16)
+    """
+    size = min(shard_bytes, max(total / SHARDS, LEAST))
+    count = max(1, math.ceil(total / size - 1e-9))
+    rest = total - size * (count - 1)
+    if count > 1 and rest <= size / 4:
+        return [size] * (count - 2) + [size + rest]
+    return [size] * (count - 1) + [rest]
+
+
+# -- one machine ------------------------------------------------------------------------------------------
+
+
+def foretell(costs: Costs, source: float, workers: int, shard_bytes: float = ROWS, cores: int = 2) -> dict[str, float]:
+    """Seconds of each part of a cold run over `source` bytes with so many workers, on a machine like this one."""
+    slower = costs.contention[str(workers)]
+    share = source / costs.corpus["bytes"]
+    rows, documents = share * costs.corpus["rows_bytes"], share * costs.corpus["documents"]
+    ids, windows = shard_sizes(source, shard_bytes), [ROWS] * int(rows // ROWS) + [rows % ROWS]
+    files = 3 * len(ids) + len(windows)
+    return {
+        "start": costs.start,
+        "plan": max(costs.source * source * slower / workers, costs.tokenizer),
+        "ids": makespan([slower * costs.shard("ids", size) for size in ids], workers)
+        + (costs.proof / cores if workers >= cores else 0.0),
+        "documents": costs.documents(documents, len(ids)),
+        "manifests": costs.finish(files),
+        "windows": makespan([slower * costs.shard("windows", size) for size in windows], workers),
+        "folder": costs.folder(len(windows)),
+        "page": costs.page(documents),
+    }
+
+
+# -- many nodes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes and what they share. Nothing of this is measured: it is assumed, and said so."""
+
+    nodes: int
+    cores: int = 32  # workers of a node
+    network: float = 3.1e9  # bytes a second of a node: 25 Gbit/s
+    stream: float = 5e8  # bytes a second of one worker's reading or writing
+    storage: float = 1e11  # bytes a second of the storage that all share
+    mtbf: float = 1000 * 3600.0  # seconds between two failures of a node
+    restart: float = 300.0  # seconds until a node that failed is back
+    notice: float = 30.0  # seconds until an engine has noticed
+
+    @property
+    def workers(self) -> int:
+        """Of all nodes."""
+        return self.nodes * self.cores
+
+
+@dataclass(frozen=True)
+class Work:
+    """One phase: so many equal shards, each computed for `seconds` while `moved` bytes pass."""
+
+    name: str
+    shards: int
+    compute: float
+    moved: float
+
+    def alone(self, cluster: Cluster) -> float:
+        """Seconds of a shard that no other keeps waiting: it computes and moves in turn."""
+        return self.compute + self.moved / cluster.stream
+
+    def waits(self, cluster: Cluster) -> dict[str, float]:
+        """Seconds of a shard, by what is to be waited for, when all workers that find a shard are at one."""
+        at_once = min(cluster.workers, self.shards)
+        return {
+            "processor": self.alone(cluster),
+            "network": self.moved * math.ceil(at_once / cluster.nodes) / cluster.network,
+            "storage": self.moved * at_once / cluster.storage,
+        }
+
+    def seconds(self, cluster: Cluster) -> float:
+        """Seconds of a shard then: what it waits for longest."""
+        return max(self.waits(cluster).values())
+
+    def bound(self, cluster: Cluster) -> str:
+        """What that is."""
+        waits = self.waits(cluster)
+        return max(waits, key=lambda name: waits[name])
+
+    def within(self, cluster: Cluster) -> float:
+        """Seconds in which all of it is done at the latest where nothing fails, whoever is free taking the next shard.
+
+        The work of one worker, and a shard more: R. L. Graham, "Bounds for certain multiprocessing anomalies", 1966.
+        """
+        rounds = max(1.0, self.shards / cluster.workers)
+        return max(self.seconds(cluster) * rounds, self.alone(cluster)) + (self.alone(cluster) if rounds > 1 else 0.0)
+
+
+def phases(costs: Costs, source: float, shard_bytes: float, rows_bytes: float = ROWS) -> list[Work]:
+    """Both phases over a corpus of `source` bytes. A shard computes as on this machine with two workers."""
+    slower = costs.contention["2"]
+    share = source / costs.corpus["bytes"]
+    rows = share * costs.corpus["rows_bytes"]
+    made = []
+    for name, total, size in (("ids", source, shard_bytes), ("windows", rows, rows_bytes)):
+        count = max(1, round(total / size))
+        each = total / count
+        compute = slower * sum(line(each) for part, line in getattr(costs, name).items() if part not in LOCAL)
+        written = sum(costs.stored[s](each) for s in (("load", "tokenize", "encode") if name == "ids" else ("window",)))
+        read = each if name == "ids" else each * costs.stored["encode"].each * source / rows
+        made.append(Work(name, count, compute, read + written))
+    return made
+
+
+def hash_seconds(costs: Costs, cluster: Cluster, source: float, nodes: int) -> float:
+    """Of hashing the source on so many of the nodes: the driver alone does it, or all jobs of an array."""
+    return source * max(costs.source / (cluster.cores * nodes), 1 / (cluster.network * nodes), 1 / cluster.storage)
+
+
+def driver(costs: Costs, cluster: Cluster, source: float, work: Iterable[Work], per_task: float) -> dict[str, float]:
+    """Seconds of what the driver does alone, whatever the number of nodes."""
+    ids, windows = work
+    documents = source / costs.corpus["bytes"] * costs.corpus["documents"]
+    return {
+        "plan": hash_seconds(costs, cluster, source, 1),
+        "schedule": (ids.shards + windows.shards) * per_task,
+        "documents": costs.documents(documents, ids.shards),
+        "manifests": costs.finish(3 * ids.shards + windows.shards),
+        "folder": costs.folder(windows.shards) + costs.page(documents),
+    }
+
+
+def foretell_cluster(costs: Costs, cluster: Cluster, source: float, shard_bytes: float, per_task: float) -> dict[str, float]:
+    """Seconds of each part on a cluster where nothing fails."""
+    work = phases(costs, source, shard_bytes)
+    alone = driver(costs, cluster, source, work, per_task)
+    found = {"start": costs.start, "plan": alone["plan"]}
+    for one in work:
+        found[one.name] = max(one.within(cluster), one.shards * per_task)
+    return found | {name: alone[name] for name in ("documents", "manifests", "folder")}
+
+
+def best_shard(costs: Costs, cluster: Cluster, source: float, per_task: float, most: int = 1 << 20) -> int:
+    """The size of shard, a power of two of MiB, with which that is fastest; of at most `most` shards."""
+    sizes = [MIB << power for power in range(2, 13) if source / (MIB << power) <= most]
+    return min(sizes, key=lambda size: sum(foretell_cluster(costs, cluster, source, size, per_task).values()))
+
+
+def found_again(costs: Costs, cluster: Cluster, source: float, shard_bytes: float, nodes: int) -> dict[str, float]:
+    """Seconds of the same command again until it goes on where the driver was lost: what is there is hashed.
+
+    Single shards are hashed by the workers whose turn they are, whole entries by `nodes`: the driver alone, or all jobs.
+    """
+    kept = stored(costs, source, shard_bytes)
+    ids = hash_seconds(costs, cluster, kept["load"] + kept["tokenize"] + kept["encode"], cluster.nodes)
+    windows = hash_seconds(costs, cluster, kept["window"], cluster.nodes)
+    stream = hash_seconds(costs, cluster, kept["encode"], nodes)
+    return {
+        "half of the IDs were there": costs.start + ids / 2,
+        "half of the rows were there": costs.start + stream + windows / 2,
+        "all was there": costs.start + stream + hash_seconds(costs, cluster, kept["window"], nodes),
+    }
+
+
+def stored(costs: Costs, source: float, shard_bytes: float) -> dict[str, float]:
+    """Bytes by stage."""
+    share = source / costs.corpus["bytes"]
+    shards = source / shard_bytes
+    found = {stage: costs.stored[stage](source, shards) for stage in ("load", "tokenize", "encode")}
+    return found | {"documents": 36 * share * costs.corpus["documents"], "window": share * costs.corpus["rows_bytes"]}
+
+
+def memory(costs: Costs, ids: int, windows: int) -> float:
+    """Bytes that the driver holds at most: the plan, the receipts of a phase, and a manifest while it is written."""
+    m = costs.memory
+    first = ids * (m["plan"] + 3 * m["receipt"] + m["sealing"])
+    second = ids * (m["plan"] + m["receipt"]) + windows * (m["receipt"] + m["sealing"])
+    return m["base"] + max(first, second)
