@@ -137,13 +137,27 @@ def _compose_and_run(flags: list[str], overrides: list[str]) -> int:
 
     ConfigStore.instance().store(name="schema", node=configs.Config)
     jobs: list[Job] = []
+    process = os.getpid()
 
-    def job(cfg: Any) -> None:
-        jobs.append(attempt(cfg, _job_name(overrides)))
-        if isinstance(jobs[-1].error, Interrupted):
-            raise SystemExit(jobs[-1].code)
+    def job(cfg: Any) -> Job:
+        if os.getpid() != process:  # a launcher has brought us to another one, or to another machine
+            console.setup()
+        done = attempt(cfg, _job_name(overrides))
+        jobs.append(done)
+        if isinstance(done.error, Interrupted):
+            raise SystemExit(done.code)
+        return done
+
+    class Gathering(hydra._internal.hydra.Hydra):
+        """Hydra, which drops what the jobs of a sweep return, wherever they ran."""
+
+        def multirun(self, *args: Any, **kwargs: Any) -> Any:
+            batches = super().multirun(*args, **kwargs)
+            jobs[:] = [done.return_value for batch in batches for done in batch]
+            return batches
 
     vars(hydra._internal.hydra)["ConfigLoaderImpl"] = Checked  # the one door that every composition goes through
+    vars(hydra._internal.hydra)["Hydra"] = Gathering
     try:
         hydra.main(version_base="1.3", config_path=str(configs.conf_dir()), config_name="config")(job)()
     except SystemExit as stop:  # argparse, --hydra-help, an interrupted job
@@ -243,9 +257,17 @@ def as_ours(error: Exception, bug: bool = False) -> Exception:
         return error
     if isinstance(error, MemoryError):
         return ResourceError("out of memory: lower engine.workers=, corpus.shard_bytes= or embedding.max_bytes=.")
+    if not bug and _launchers(error):
+        return ResourceError(" ".join(str(error).split()))
     if not bug and _hydras(error):
         return ConfigError(_hydra_said(error))
     return from_os_error(error) if isinstance(error, OSError) else error
+
+
+def _launchers(error: Exception) -> bool:
+    """Was it raised by submitit, which starts the jobs of a sweep elsewhere?"""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("submitit")
 
 
 def _hydras(error: Exception) -> bool:
