@@ -291,7 +291,8 @@ def _hydra_said(error: BaseException) -> str:
         quoted = f'{key}=["..."]' if value.startswith("[") else f'{key}="..."'
         return f"{override}: not a value that Hydra can read; what is not plain letters goes in quotes, as in '{quoted}'."
     if (options := getattr(error, "options", None)) is not None:
-        return f"{lines[0]}. Choices: {', '.join(sorted(options))}."
+        missing = " It comes with `pip install 'pretraining-pipeline[slurm]'`." if "/submitit_" in lines[0] else ""
+        return f"{lines[0]}. Choices: {', '.join(sorted(options))}.{missing}"
     cause = error if getattr(error, "full_key", None) else error.__cause__ or error.__context__
     key = getattr(cause, "full_key", None)
     if not key:
