@@ -77,8 +77,11 @@ def main() -> None:
         print(f"pipeline {__version__}")
     else:
         console.setup()
-        gc.set_threshold(100_000)  # composing makes many objects and hardly any garbage
-        sys.exit(exit_code(arguments))
+        gc.set_threshold(500_000)  # composing and opening a tokenizer make many objects and hardly any garbage
+        try:
+            sys.exit(exit_code(arguments))
+        finally:
+            gc.freeze()  # what is left ends with the process: it need not be searched for garbage first
 
 
 def exit_code(arguments: list[str]) -> int:
