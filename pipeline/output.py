@@ -332,11 +332,12 @@ def write_run(folder: Path, record: Json, run: str) -> None:
 
 
 def write_text(folder: Path, name: str, text: str, run: str) -> None:
-    """A file beside the dataset that its manifest does not list, replaced atomically."""
+    """A file in the folder, or in that of a split, that no manifest lists, replaced atomically."""
     try:
         with _workshop(folder, run) as place:
             _make(place)
-            (place / name).write_text(text, "utf-8")
-            os.replace(place / name, folder / name)
+            new = place / Path(name).name
+            new.write_text(text, "utf-8")
+            os.replace(new, folder / name)
     except OSError as error:
         raise from_os_error(error, folder / name) from error

@@ -66,11 +66,10 @@ def write(folder: Path, run: str) -> None:
 
 
 def _write(folder: Path, run: str, opened: type[Finished]) -> Path:
-    manifest = unseal(folder / "manifest.json") or {}
-    splits = [folder / name for name in manifest.get("splits", ())]
-    for split in splits:
-        _write(split, run, opened)
-    compared = [(split.name, split, "") for split in splits]
+    splits = {name: folder / name for name in (unseal(folder / "manifest.json") or {}).get("splits", ())}
+    for name, split in splits.items():
+        output.write_text(folder, f"{name}/{output.REPORT}", page(opened(split)), run)
+    compared = [(name, split, "") for name, split in splits.items()]
     text = sweep_page(folder.name, compared, "Splits") if splits else page(opened(folder))
     output.write_text(folder, output.REPORT, text, run)
     return folder / output.REPORT
