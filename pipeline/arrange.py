@@ -17,7 +17,7 @@ of them, the same for any number of workers, and computed, not sorted.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def identity(split: Split, corpus: Corpus) -> dict[str, Any]:
     return shuffle | ({"mixture": mixture.identity(corpus)} if corpus.parts else {})
 
 
-def read_documents(paths: Sequence[Path], sources: Sequence[int], ids: Sequence[int]) -> Documents:
+def read_documents(paths: Sequence[PathLike[str]], sources: Sequence[int], ids: Sequence[int]) -> Documents:
     """The tables that `encode` wrote, end to end: of one corpus, or of the parts of a mixture.
 
     `sources` is how many files each part has and `ids` how many IDs: both are numbered through.
@@ -61,7 +61,7 @@ def read_documents(paths: Sequence[Path], sources: Sequence[int], ids: Sequence[
     return {name: np.concatenate([np.empty(0, np.int64), *found]) for name, found in columns.items()}
 
 
-def read_metadata(paths: Sequence[Path]) -> Metadata:
+def read_metadata(paths: Sequence[PathLike[str]]) -> Metadata:
     """The columns of the tables that `encode` wrote which are not ours; null where a part of a mixture has none of it."""
     batches = list(itertools.chain.from_iterable(map(read_batches, paths)))
     names = dict.fromkeys(name for batch in batches for name in batch.schema.names if name not in SCHEMA.names)
@@ -159,7 +159,7 @@ class Arrangement:
     `[shards + 1]`, holds the position at which each begins; `counts` how many IDs each has.
     """
 
-    def __init__(self, base: Stream, path: Path) -> None:
+    def __init__(self, base: Stream, path: PathLike[str]) -> None:
         self.base, self.path, self.dtype = base, path, base.dtype
         self._batches = list(read_batches(path))
         self._columns = [{name: to_numpy(batch[name]) for name in ("first", "tokens", "origin")} for batch in self._batches]

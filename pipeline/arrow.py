@@ -111,26 +111,34 @@ def narrowest(size: int) -> np.dtype[Any]:
     return np.min_scalar_type(max(size - 1, 0))
 
 
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def read_batches(path: os.PathLike[str]) -> Iterator[pa.RecordBatch]:
     """The batches of an Arrow IPC stream file, memory-mapped. Raises IntegrityError where it is not one."""
-    with _reading(path), pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+    with _reading(path), _mapped(path) as file, pa.ipc.open_stream(file) as reader:
         yield from reader
 
 
-def read_schema(path: Path) -> pa.Schema:
+def read_schema(path: os.PathLike[str]) -> pa.Schema:
     """The schema of an Arrow IPC stream file. Raises IntegrityError where it is not one."""
-    with _reading(path), pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+    with _reading(path), _mapped(path) as file, pa.ipc.open_stream(file) as reader:
         return reader.schema
 
 
+def _mapped(path: os.PathLike[str]) -> pa.MemoryMappedFile:
+    """The file in memory. One that is fetched from a store may be dropped here before it is mapped: it is fetched again."""
+    for _ in range(0 if isinstance(path, Path) else 9):
+        with contextlib.suppress(FileNotFoundError):
+            return pa.memory_map(os.fspath(path))
+    return pa.memory_map(os.fspath(path))
+
+
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
         number = _number(error)
         if number not in (None, errno.ENOENT):
-            raise from_os_error(OSError(number, os.strerror(number)), path) from error
+            raise from_os_error(OSError(number, os.strerror(number)), str(path)) from error
         raise IntegrityError(f"{str(path)!r} is not a whole Arrow stream: {error}.") from error
 
 

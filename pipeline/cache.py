@@ -39,6 +39,8 @@ be written twice by two runs at once without harm.
    (receipts once the entry is whole, a damaged file) costs the other a computation, never a wrong byte.
 8. `gc` and a run need no lock either. A run writes its lease, then looks whether a gc has the entry condemned, and
    waits; gc condemns, then reads the leases, and leaves what is leased. Whichever wrote first, the other reads it.
+
+With `cache.remote` the same entries lie in a bucket too, and this folder is a scratch of it: see remote.py.
 """
 
 import contextlib
@@ -71,6 +73,7 @@ from pipeline.files import (
     storing,
     unseal,
 )
+from pipeline.remote import Kept, Shelf, Store
 from pipeline.temporary import alive, run_name, sweep
 
 log = logging.getLogger(__name__)
@@ -113,11 +116,14 @@ class Cache:
 
     root: Path
     run: str
+    remote: str | None = None  # address of the same entries in a store
+    scratch_bytes: int | None = None  # with `remote`: how much of them may lie here
 
     @classmethod
-    def open(cls, root: Path) -> "Cache":
+    def open(cls, root: Path, remote: str | None = None, scratch_bytes: int | None = None) -> "Cache":
         """The cache at `root` for the calling process; rubbish of dead runs is removed."""
-        cache = cls(Path(os.path.abspath(root)), run_name(next(_serial)))
+        remote = remote and remote.rstrip("/")
+        cache = cls(Path(os.path.abspath(root)), run_name(next(_serial)), remote, scratch_bytes)
         sweep(cache.root / "tmp")
         return cache
 
@@ -149,6 +155,26 @@ class Cache:
                 f"the cache {str(self.root)!r} is not writable (uid {os.getuid()}): {error.strerror}. "
                 "Set cache.dir= to a folder you can write."
             ) from error
+        if self.remote:
+            Store(self.remote).put("probe", b"")
+
+    def bring(self, path: Path) -> None:
+        """Fetch a small file of this folder that lies in the store alone; nothing where it is not there either."""
+        if self.remote and not path.exists() and (data := Store(self.remote).read(str(path.relative_to(self.root)))):
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.tmp.mkdir(parents=True, exist_ok=True)
+                (self.tmp / path.name).write_bytes(data)
+                os.replace(self.tmp / path.name, path)
+
+    def send(self, path: Path) -> None:
+        """Put a small file of this folder into the store, if there is one."""
+        if self.remote:
+            Store(self.remote).put(str(path.relative_to(self.root)), path.read_bytes())
+
+    def held(self, needed: int) -> int:
+        """How many of so many bytes must find room on this disk at once."""
+        return needed if self.scratch_bytes is None else min(needed, self.scratch_bytes)
 
     @contextlib.contextmanager
     def lock(self, entry: "Entry") -> Iterator[None]:
@@ -314,6 +340,22 @@ class Entry:
         """Where its files are."""
         return self.cache.root / self.stage / self.key
 
+    @property
+    def shelf(self) -> Shelf | None:
+        """The same entry in the store, if the cache has one."""
+        return Shelf(Store(self.cache.remote), self) if self.cache.remote else None
+
+    def file(self, name: str) -> Path | Kept:
+        """One of its files for reading; where it may lie in the store alone, what fetches it when it is opened."""
+        return Kept(self, name) if self.cache.remote else self.path(name)
+
+    def here(self) -> Path:
+        """Its folder, with every file of it on this disk. For a few small files. Raises as `Shelf.fetch`."""
+        if (shelf := self.shelf) and (manifest := self.manifest()):
+            for name in manifest["files"]:
+                shelf.fetch(name)
+        return self.folder
+
     def path(self, name: str) -> Path:
         """The path of one of its files. Raises IntegrityError on a name that leaves the entry or is our own."""
         if not FILE_NAME.fullmatch(name) or name == "manifest.json":
@@ -333,6 +375,8 @@ class Entry:
 
     def lease(self) -> None:
         """Tell `gc` that this run uses the entry, and let one that is at it finish; nothing where the cache is read-only."""
+        if shelf := self.shelf:
+            shelf.mark()
         with contextlib.suppress(OSError):
             self.cache.tmp.mkdir(parents=True, exist_ok=True)
             with open(self.cache.tmp / "lease", "a") as file:
@@ -346,7 +390,14 @@ class Entry:
 
         Raises IntegrityError where it names anything outside the entry, or comes from a newer version.
         """
-        content = unseal(self.folder / "manifest.json", links=False)
+        content = self._manifest_here()
+        return self.shelf.manifest() if content is None and self.shelf else content
+
+    def _manifest_here(self) -> Json | None:
+        return self.checked(unseal(self.folder / "manifest.json", links=False))
+
+    def checked(self, content: Json | None) -> Json | None:
+        """What was unsealed, where it is a manifest of this entry. Raises as `manifest`."""
         if content is None or content.get("key") != self.key or not isinstance(content.get("files"), dict):
             return None
         for name, note in content["files"].items():
@@ -357,21 +408,33 @@ class Entry:
 
     def receipt(self, name: str) -> Json | None:
         """{"bytes", "sha256"} and the notes of a finished file, where it is still as it was then; else None."""
+        note = self.receipt_here(name)
+        if note and self.intact(name, note):
+            if shelf := self.shelf:
+                shelf.ensure(name, note)
+            return note
+        return self.shelf.receipt(name) if self.shelf else None
+
+    def receipt_here(self, name: str) -> Json | None:
+        """What this disk says of a finished file, which is not looked at."""
         note = self._receipt(name)
-        if note is None and (manifest := self.manifest()):  # another run has finished the entry meanwhile
+        if note is None and (manifest := self._manifest_here()):  # another run has finished the entry meanwhile
             note = manifest["files"].get(name)
-        return note if note and self.intact(name, note) else None
+        return note
 
     def verified(self, workers: int = 1) -> Json | None:
         """The manifest, after every file has been hashed, in so many threads, and found as published; else None.
 
         Where a file is damaged it is set aside and the entry goes back to receipts for its good files, so that
         only the rest is computed again. Where all is well nothing needs to be written. Raises IntegrityError
-        where a damaged file cannot be set aside, ResourceError where a file cannot be read.
+        where a damaged file cannot be set aside, ResourceError where a file cannot be read. With a store it is the
+        store that must have every file; each is hashed when it is used.
         """
         manifest = self.manifest()
         if manifest is None:
             return None
+        if shelf := self.shelf:
+            return manifest if shelf.complete(manifest, workers) else None
         files = manifest["files"]
         intact = list(engine.run(Engine("threads", workers), lambda name: self.intact(name, files[name]), files))
         return self.settle(manifest, intact)
@@ -382,7 +445,7 @@ class Entry:
             for (name, note), good in zip(manifest["files"].items(), intact, strict=True):
                 if good:
                     self._publish_receipt(name, note)
-            self._set_aside(self.folder / "manifest.json")
+            self.set_aside(self.folder / "manifest.json")
             return None
         if os.access(self.folder, os.W_OK):
             with contextlib.suppress(OSError):
@@ -406,13 +469,10 @@ class Entry:
             yield file
             note = {**notes(), **file.finish()}
             with storing(path):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                written = temporary.stat()
-                os.replace(temporary, path)
-                now = path.stat()  # the rename has changed the ctime; the rest tells whether it is still ours
-            if stat_of(now)[:3] == stat_of(written)[:3]:
-                _verified[path] = stat_of(now)
+                self.adopt(temporary, name)
             self._publish_receipt(name, note)
+            if shelf := self.shelf:
+                shelf.keep(name, note)
             file.note = note
         finally:
             file.close()
@@ -423,6 +483,9 @@ class Entry:
         """Publish the manifest over finished files; from here on the entry exists. Returns it. Raises ResourceError."""
         files = dict(zip(names, receipts, strict=True))
         content = {**facts, "schema": SCHEMA, "key": self.key, "identity": self.identity, "files": files}
+        if shelf := self.shelf:  # the folder here stays as it is: some of these files may never have been in it
+            shelf.finish(content)
+            return content
         with storing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             fsync_dir(self.folder)
@@ -446,6 +509,27 @@ class Entry:
 
     def _publish_receipt(self, name: str, note: Json) -> None:
         self._publish(self._receipt_path(name).name, seal({"of": [self.stage, self.key, name], "note": note}))
+
+    def adopt(self, temporary: Path, name: str) -> None:
+        """Rename a file that was just written and hashed into the entry. Raises OSError."""
+        path = self.path(name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        written = temporary.stat()
+        os.replace(temporary, path)
+        now = path.stat()  # the rename has changed the ctime; the rest tells whether it is still ours
+        if stat_of(now)[:3] == stat_of(written)[:3]:
+            _verified[path] = stat_of(now)
+
+    def known(self, name: str) -> bool:
+        """Has this process written or hashed the file, and is it still as it was then?"""
+        path = self.path(name)
+        with contextlib.suppress(OSError):
+            return _verified.get(path) == stat_of(path.lstat())
+        return False
+
+    def examine(self, name: str, note: Json) -> str | None:
+        """What is wrong with a file on this disk, None for nothing."""
+        return self._examine(name, note)[0]
 
     def _examine(self, name: str, note: Json, fresh: bool = False) -> tuple[str | None, Stat | None]:
         """What is wrong with a file, None for nothing, and the state in which it was looked at."""
@@ -481,10 +565,10 @@ class Entry:
             self._receipt_path(name).unlink()
         with contextlib.suppress(FileNotFoundError):
             if stat_of(path.lstat()) == state:  # else another run has just mended it
-                self._set_aside(path)
+                self.set_aside(path)
         return False
 
-    def _set_aside(self, path: Path) -> None:
+    def set_aside(self, path: Path) -> None:
         """Keep what is at `path` in quarantine.
 
         The name of a file stays, for nothing refers to it any more: it is written over. Were it taken away, it might
@@ -508,6 +592,16 @@ class Entry:
         with storing(self.cache.tmp):
             self.cache.tmp.mkdir(parents=True, exist_ok=True)
         return self.cache.tmp / f"{self.stage}-{self.key[:8]}-{name}-{os.getpid()}-{next(_serial)}"
+
+    @contextlib.contextmanager
+    def temporary(self, name: str) -> Iterator[Path]:
+        """A name for a file that is to become one of the entry; what is left under it goes."""
+        path = self._temporary(name)
+        try:
+            yield path
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _publish(self, name: str, data: bytes, durable: bool = False) -> None:
         """Put a small file in place atomically."""

@@ -33,7 +33,7 @@ class Chosen:
 
     def verdicts(self) -> list[np.ndarray]:
         """Of the documents of each input shard, int8."""
-        return selection.read_verdicts(self.entry.path(VERDICTS))
+        return selection.read_verdicts(self.entry.file(VERDICTS))
 
 
 def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs: Sequence[Input]) -> Chosen:
@@ -57,7 +57,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
                 started = time.perf_counter()
                 before = adjoin([len(own.planned.sources) for own in inputs]).tolist()
                 paths = [
-                    (found.path(name), n) for found, one, n in zip(prints, made, before, strict=False) for name in one["files"]
+                    (found.file(name), n) for found, one, n in zip(prints, made, before, strict=False) for name in one["files"]
                 ]
                 documents = selection.read([path for path, _ in paths], [n for _, n in paths])
                 manifest = _decide(entry, config, planned, documents, files, sources, ledger)

@@ -186,6 +186,8 @@ class Cache:
     """Where finished stages are kept."""
 
     dir: str = "data/cache"
+    remote: str | None = None  # s3://bucket/cache: the same in a store, for machines that share nothing else
+    scratch_bytes: int | None = None  # with remote: how much of it may lie in dir; null: any
     trust_stat: bool = True  # believe size, mtime and ctime that a source file is unchanged
 
 
@@ -269,6 +271,7 @@ RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only kee
     "embedding.embedding_dim": (1, 1 << 20),
     "embedding.seed": (0, (1 << 63) - 1),
     "embedding.max_bytes": (0, 1 << 62),
+    "cache.scratch_bytes": (0, 1 << 62),
     "engine.workers": (1, 1024),
     "engine.batch_size": (1, 1 << 31),
     "engine.index": (0, 1 << 31),
@@ -438,10 +441,11 @@ def check(config: Config) -> None:
             raise ConfigError(
                 f"{dotted}={name[:120]!r} may hold at most 100 letters, digits, '.', '_' and '-', and not begin with '.'."
             )
-    for dotted in ("cache.dir", "output.dir", "tokenizer.name", "embedding.name"):
+    for dotted in ("cache.dir", "cache.remote", "output.dir", "tokenizer.name", "embedding.name"):
         value = get(config, dotted)
         if value is not None and ("\0" in value or not value):
             raise ConfigError(f"{dotted} " + ("holds a NUL character." if value else "is empty."))
+    _check_store(config.cache)
     folder = Path(config.output.dir or f"outputs/{output_name(config)}")
     place, kept = folder.absolute(), Path(config.cache.dir).absolute()
     if place.is_relative_to(kept) or kept.is_relative_to(place):
@@ -505,6 +509,13 @@ def _check_engine(engine: Engine) -> None:
             raise ConfigError(f"engine.{name}={value} needs engine=array.")
     if engine.id is not None and not NAME.fullmatch(engine.id):
         raise ConfigError(f"engine.id={engine.id[:120]!r} may hold at most 100 letters, digits, '.', '_' and '-'.")
+
+
+def _check_store(cache: Cache) -> None:
+    if cache.remote is not None and not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://[^/]*/?[^/]", cache.remote):
+        raise ConfigError(f"cache.remote={cache.remote!r} is no address: write it as s3://bucket/cache.")
+    if cache.remote is None and cache.scratch_bytes is not None:
+        raise ConfigError("cache.scratch_bytes needs cache.remote=: without a store nothing that is finished may be dropped.")
 
 
 def _part(name: str, given: Any) -> Part:

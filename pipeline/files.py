@@ -60,22 +60,34 @@ def unseal(path: Path, links: bool = True) -> Json | None:
     try:
         with open(open_regular(path, links), "rb") as file:
             data = file.read(MANIFEST_LIMIT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        log.warning("ignoring %r: %s", str(path), error)
+        return None
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    return unsealed(data, str(path))
+
+
+def unsealed(data: bytes, name: str) -> Json | None:
+    """The value in sealed bytes, which errors call `name`, or None where they are not as they were written.
+
+    Raises IntegrityError where they are, but by a newer version.
+    """
+    try:
         value = json.loads(data) if len(data) <= MANIFEST_LIMIT else None
         if not isinstance(value, dict):
             raise ValueError("not a sealed object")
         body = {name: inner for name, inner in value.items() if name != "sealed"}
         if data != canonical({**body, "sealed": digest(body)}).encode() + b"\n":
             raise ValueError("not as it was written")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except (ValueError, RecursionError) as error:
-        log.warning("ignoring %r: %s", str(path), error)
+        log.warning("ignoring %r: %s", name, error)
         return None
-    except OSError as error:
-        raise from_os_error(error, path) from error
     schema = body.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
-        raise IntegrityError(f"{str(path)!r} was written by a newer version: upgrade, or use another cache.dir=.")
+        raise IntegrityError(f"{name!r} was written by a newer version: upgrade, or use another cache.dir=.")
     return body if schema == SCHEMA else None
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import pyarrow as pa
@@ -71,13 +71,13 @@ def _load_step(line: Line, config: configs.Config, planned: plan.Plan) -> Step:
     return Step(entry, partial(_load_listing, work=work, entry=entry), LISTS)
 
 
-def list_rejects(own: Input) -> dict[str, tuple[Path, Json]]:
+def list_rejects(own: Input) -> dict[str, tuple[PathLike[str], Json]]:
     """The lists of rejects that hold any, by the name that they have in a dataset; computed again where they are gone."""
     if own.load.beside is None:
         return {}
     files, entry, label = own.fulfil()["files"], own.load.entry, f"{own.name}-" if own.name else ""
     lists = (name for name, note in files.items() if name.endswith(own.load.beside) and note["bytes"])
-    return {f"rejects/{label}{name.removesuffix(LISTS)}jsonl": (entry.path(name), files[name]) for name in lists}
+    return {f"rejects/{label}{name.removesuffix(LISTS)}jsonl": (entry.file(name), files[name]) for name in lists}
 
 
 def _load(

@@ -28,6 +28,7 @@ from pipeline.errors import ConfigError, ResourceError, from_os_error
 from pipeline.files import Json
 from pipeline.temporary import alive, run_name
 
+File = tuple[os.PathLike[str], Json]  # a finished file of the cache and its receipt
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
 _serial = itertools.count()
@@ -158,7 +159,7 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True) + "\n").encode()
 
 
-def publish(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json, run: str) -> bool:
+def publish(folder: Path, links: dict[str, File], texts: dict[str, bytes], manifest: Json, run: str) -> bool:
     """Put a dataset at `folder`. Returns False where the same one is there already, untouched and whole.
 
     `links` maps names in the folder to a finished file of the cache and its receipt; `texts` are
@@ -177,7 +178,7 @@ def publish(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, 
     return True
 
 
-def describe(links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json) -> Json:
+def describe(links: dict[str, File], texts: dict[str, bytes], manifest: Json) -> Json:
     """The manifest of a folder that holds these files, by name: with "files", each with its size, hash and rows."""
     import hashlib
 
@@ -235,14 +236,14 @@ def _make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _whole(folder: Path, links: dict[str, tuple[Path, Json]], notes: dict[str, Json]) -> bool:
+def _whole(folder: Path, links: dict[str, File], notes: dict[str, Json]) -> bool:
     """Is every file of the folder what its manifest says? A link to a file of the cache that was just verified is."""
     for name, note in notes.items():
         path = folder / name
         try:
             if not path.is_file():
                 return False
-            if name in links and os.path.samefile(path, links[name][0]):
+            if name in links and os.path.lexists(source := str(links[name][0])) and os.path.samefile(path, source):
                 continue
             if files.hash_file(path) != (note["bytes"], note["sha256"]):
                 return False
@@ -251,7 +252,7 @@ def _whole(folder: Path, links: dict[str, tuple[Path, Json]], notes: dict[str, J
     return True
 
 
-def _swap_in(folder: Path, links: dict[str, tuple[Path, Json]], texts: dict[str, bytes], manifest: Json, new: Path) -> None:
+def _swap_in(folder: Path, links: dict[str, File], texts: dict[str, bytes], manifest: Json, new: Path) -> None:
     """Build the dataset at `new` and swap it with what is at `folder`."""
     _require_room(folder, links)
     _make(new)
@@ -276,10 +277,11 @@ def _settle(new: Path, folder: Path) -> None:
     files.fsync_dir(folder.parent)
 
 
-def _require_room(folder: Path, links: dict[str, tuple[Path, Json]]) -> None:
+def _require_room(folder: Path, links: dict[str, File]) -> None:
     """Raise ResourceError where the cache lies on another disk, so that its files are copied, and they do not fit here."""
     here = files.existing(folder).stat().st_dev
-    files.require_space(folder, sum(note["bytes"] for source, note in links.values() if source.stat().st_dev != here))
+    elsewhere = (note["bytes"] for source, note in links.values() if files.existing(Path(str(source))).stat().st_dev != here)
+    files.require_space(folder, sum(elsewhere))
 
 
 def _carry(old: Path, new: Path) -> None:
@@ -296,8 +298,9 @@ def _carry(old: Path, new: Path) -> None:
             _link(path, new / path.name)
 
 
-def _link(source: Path | str, target: Path | str) -> None:
+def _link(source: os.PathLike[str] | str, target: Path | str) -> None:
     """The file of the cache under a second name; a copy where the file system has no hard links."""
+    source = os.fspath(source)
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:

@@ -84,7 +84,7 @@ def side_name(index: int, ending: str) -> str:
 def compute(steps: tuple[Step, ...], upstream: Entry | None, item: Item) -> list[tuple[Json, float]]:
     """Publish one item's file of each step. Returns each step's receipt, and the seconds it took: 0 if it was there."""
     name = file_name(item.index)
-    source: Any = item if upstream is None else read_batches(upstream.path(name))
+    source: Any = item if upstream is None else read_batches(upstream.file(name))
     spent = [0.0] * len(steps)
     notes = [step.receipt(item) or {} for step in steps]
     running: Iterable[pa.RecordBatch] = ()
@@ -93,7 +93,7 @@ def compute(steps: tuple[Step, ...], upstream: Entry | None, item: Item) -> list
             source = running = _publish(step, name, source, item, spent, notes, index)
         else:
             _exhaust(running)
-            running, source = (), read_batches(step.entry.path(name))
+            running, source = (), read_batches(step.entry.file(name))
     _exhaust(running)
     own = [max(spent[i] - spent[i - 1], 1e-9) if i and spent[i] else spent[i] for i in range(len(steps))]
     return list(zip(notes, own, strict=True))

@@ -158,6 +158,7 @@ def make(
     borders, owners = _sections(corpus, files, splits, words)
     note = _note(corpus, cache, files, borders)
     try:
+        cache.bring(note)
         known = _recall(note, files) if trust_stat else {}
         fresh = {path: stat for path, stat in files.items() if path not in known}
         known |= _measure(fresh, corpus, workers, borders, together)
@@ -499,6 +500,7 @@ def _remember(cache: Cache, note: Path, measured: list[tuple[Stat, list[Range]] 
             temporary = cache.tmp / note.name
             temporary.write_bytes(data)
             os.replace(temporary, note)
+            cache.send(note)
 
 
 def _words(stat: Stat, ranges: list[Range]) -> Iterator[str]:

@@ -46,6 +46,7 @@ from pipeline.cache import Cache
 from pipeline.files import Json
 from pipeline.inputs import Input, find_inputs, list_rejects
 from pipeline.phase import Line, Report
+from pipeline.remote import Damaged, Shelf
 
 log = logging.getLogger(__name__)
 STAGES = (corpus, tokenizer, vocabulary, window, embedding)
@@ -86,15 +87,19 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     if origin:
         config = replace(config, corpus=settings)
         recorded = {**recorded, "corpus": hub.recorded(recorded["corpus"], settings)}
-    cache = Cache.open(Path(config.cache.dir))
+    cache = Cache.open(Path(config.cache.dir), config.cache.remote, config.cache.scratch_bytes)
     try:
         with joined(cache, config.engine) as array:
+            line = Line(cache, config.engine, array)
             try:
-                line, planned, manifests, published = _run(config, recorded, origin, Line(cache, config.engine, array), folder)
+                line, planned, manifests, published = _mending(config, recorded, origin, line, folder)
             except steps.BackendDiffers as differing:
                 log.warning("%s: tokenizer.backend=hf is used instead", differing)
-                slow = replace(config, tokenizer=replace(config.tokenizer, backend="hf"))
-                line, planned, manifests, published = _run(slow, recorded, origin, Line(cache, config.engine, array), folder)
+                slow, line = (
+                    replace(config, tokenizer=replace(config.tokenizer, backend="hf")),
+                    Line(cache, config.engine, array),
+                )
+                line, planned, manifests, published = _mending(slow, recorded, origin, line, folder)
     finally:
         cache.close()
     reports = [report for _, report in output.in_order(line.reports)]
@@ -134,6 +139,22 @@ def _report(folder: Path, run: str) -> None:
         if engine.interrupted():
             raise
         log.warning("%s: the dataset is whole, but its page could not be made: %s", folder / output.REPORT, error)
+
+
+def _mending(
+    config: configs.Config, recorded: Json, origin: Json | None, line: Line, folder: Path
+) -> tuple[Line, plan.Plan, dict[str, Json], bool]:
+    """`_run`, once more for every file of a store that arrives damaged: what is still whole is found, the rest computed."""
+    damaged: set[str] = set()
+    while True:
+        try:
+            return _run(config, recorded, origin, line, folder)
+        except Damaged as damage:
+            if damage.name in damaged:
+                raise
+            damaged.add(damage.name)
+            Shelf.tell(damage)
+            line = Line(line.cache, line.engine)  # an array has done its part
 
 
 def _run(
@@ -176,7 +197,7 @@ def _run(
 
 # -- the folder that comes out ----------------------------------------------------------------------------
 
-Part = tuple[dict[str, tuple[Path, Json]], dict[str, bytes], Json]  # finished files, small files, manifest: see output.publish
+Part = tuple[dict[str, output.File], dict[str, bytes], Json]  # finished files, small files, manifest: see output.publish
 
 
 def _about(
@@ -209,7 +230,7 @@ def _part(
     about: Json, line: Line, ready: steps.Ready, ids: steps.Ids, windows: steps.Result, vectors: steps.Result | None
 ) -> Part:
     """The dataset of one split, or of all: complete in itself."""
-    links = {steps.DOCUMENTS_FILE: ids.documents}
+    links: dict[str, output.File] = {steps.DOCUMENTS_FILE: ids.documents}
     for name in ready.manifest["files"]:
         links[name if name == "vocabulary.json" else f"tokenizer/{name}"] = _file((ready.entry, ready.manifest), name)
     rows = windows
@@ -233,7 +254,7 @@ def _part(
 
 def _together(about: Json, parts: dict[str, Part], chosen: choosing.Chosen | None) -> Part:
     """The folder of all splits: each a folder in it, complete in itself, and what tells `datasets` of them."""
-    links: dict[str, tuple[Path, Json]] = {}
+    links: dict[str, output.File] = {}
     texts = {"dataset_dict.json": output.split_json(list(parts))}
     for split, (own, small, manifest) in parts.items():
         small = small | {"manifest.json": files.seal(output.describe(own, small, manifest))}
@@ -257,6 +278,6 @@ def _together(about: Json, parts: dict[str, Part], chosen: choosing.Chosen | Non
     )
 
 
-def _file(stage: steps.Result, name: str) -> tuple[Path, Json]:
+def _file(stage: steps.Result, name: str) -> output.File:
     entry, manifest = stage
-    return entry.path(name), manifest["files"][name]
+    return entry.file(name), manifest["files"][name]

@@ -22,7 +22,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ class Signatures:
         return int(self._views[0].shape[1])
 
 
-def read(paths: Sequence[Path], sources: Sequence[int] = ()) -> Documents:
+def read(paths: Sequence[PathLike[str]], sources: Sequence[int] = ()) -> Documents:
     """The fingerprints in files of the stage `fingerprint`, one file per shard.
 
     `sources` is for each of them how many sources there are before its own, where they are those of several corpora.
@@ -338,7 +338,7 @@ def write_verdicts(file: Any, verdicts: np.ndarray, shards: np.ndarray) -> None:
             writer.write_batch(pa.record_batch([numbers(verdicts[low:high])], schema=SCHEMA))
 
 
-def read_verdicts(path: Path) -> list[np.ndarray]:
+def read_verdicts(path: PathLike[str]) -> list[np.ndarray]:
     """The verdicts of each shard's documents, int8."""
     return [to_numpy(batch["verdict"]) for batch in read_batches(path)]
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from pipeline.errors import InputError
 from pipeline.files import Json, expect_space, require_space
 from pipeline.inputs import Input, together
 from pipeline.phase import Line, Made, Step, file_name
+from pipeline.remote import Kept
 from pipeline.stream import AnyStream, Stream
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class Ready:
 
     def open(self) -> tokenizer.Tokenizer:
         """The tokenizer itself; cheap when called again."""
-        return tokenizer.open_tokenizer(self.entry.folder, self.backend, self.special)
+        return tokenizer.open_tokenizer(self.entry.here(), self.backend, self.special)
 
 
 def find_tokenizer(line: Line, config: configs.Config) -> Ready:
@@ -91,7 +93,7 @@ def train_tokenizer(
 
     def texts() -> Iterator[pa.StringArray]:
         verdicts = chosen.verdicts() if chosen else None
-        paths = [own.load.entry.path(file_name(shard.index)) for own in inputs for shard in own.planned.shards]
+        paths = [own.load.entry.file(file_name(shard.index)) for own in inputs for shard in own.planned.shards]
         for number, path in enumerate(paths):
             batches = read_batches(path)
             for batch in selection.pick(batches, verdicts[number]) if verdicts is not None else batches:
@@ -121,7 +123,7 @@ def _ready(line: Line, config: configs.Config, entry: Entry, make: Callable[[], 
                     receipts[name] = file.note
                 manifest = entry.finish(list(receipts), list(receipts.values()), ledger={})
                 line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
-    backend = tokenizer.backend(entry.folder, config.tokenizer.backend)
+    backend = tokenizer.backend(entry.here(), config.tokenizer.backend)
     ready = Ready(entry, manifest, backend, config.vocabulary.special_in_text)
     if line.reports[entry.stage].state != "cached":
         ready.open()  # a new tokenizer has no IDs yet: open it now, beside the hashing of the corpus
@@ -154,7 +156,7 @@ def make_ids(own: Input, ready: Ready) -> Result:
     if marks.eos_id is not None and config.vocabulary.append_eos == "auto":
         log.info("encode: %r ends each document (vocabulary.append_eos=auto)", ready.open().vocab[marks.eos_id].as_py())
     stored = sum(entry.stored() for entry in (load.entry, tokenize, encode))
-    expect_space(line.cache.root, _expected(planned, ready, marks.dtype, config.tokenizer.kind) - stored)
+    expect_space(line.cache.root, line.cache.held(_expected(planned, ready, marks.dtype, config.tokenizer.kind) - stored))
     steps = [
         load,
         Step(tokenize, partial(_tokenize, ready=ready, batch_size=config.engine.batch_size, sources=sources)),
@@ -201,7 +203,7 @@ def _encode(source: Any, shard: Any, counts: "Counter[str]", marks: vocabulary.M
 def open_stream(encode: Entry, files: Json, dtype: str) -> Stream:
     """The stream over the files of an `encode` entry, by their receipts."""
     names = sorted(name for name in files if name != DOCUMENTS_FILE)
-    return Stream([encode.path(name) for name in names], [files[name]["counts"].get("ids", 0) for name in names], dtype)
+    return Stream([encode.file(name) for name in names], [files[name]["counts"].get("ids", 0) for name in names], dtype)
 
 
 def _end_to_end(encoded: Sequence[tuple[Entry, Json]], dtype: str) -> Stream:
@@ -227,7 +229,7 @@ def _carried(load: Entry, shard: int, metadata: list[str]) -> list[pa.Array]:
     """The columns of metadata of a shard's documents: those of the last row of each."""
     if not metadata:
         return []
-    batches = [batch.take(numbers(np.flatnonzero(flags(batch["ends"])))) for batch in read_batches(load.path(file_name(shard)))]
+    batches = [batch.take(numbers(np.flatnonzero(flags(batch["ends"])))) for batch in read_batches(load.file(file_name(shard)))]
     return [pa.concat_arrays([batch[name] for batch in batches] or [pa.nulls(0, pa.string())]) for name in metadata]
 
 
@@ -241,7 +243,7 @@ def _prove(ready: Ready, planned: plan.Plan, settings: configs.Corpus) -> tokeni
             pieces.append(batches.head(first["text"], PROOF_BYTES // len(shards)))
     if not pieces:
         return tokenizer.Proof(0, 0, 0, 0.0)
-    return tokenizer.prove(ready.entry.folder, ready.backend, ready.special, pa.concat_arrays(pieces))
+    return tokenizer.prove(ready.entry.here(), ready.backend, ready.special, pa.concat_arrays(pieces))
 
 
 def _judge(proof: tokenizer.Proof, ready: Ready) -> None:
@@ -265,7 +267,7 @@ class Ids:
     entry: Entry  # what made it
     ledger: Json = field(hash=False, compare=False)
     stream: Callable[[], AnyStream]
-    documents: tuple[Path, Json] = field(hash=False, compare=False)  # its table of documents, and the receipt
+    documents: tuple[PathLike[str], Json] = field(hash=False, compare=False)  # its table of documents, and the receipt
     mixture: Json = field(default_factory=dict, hash=False, compare=False)  # what each part of one gave: `mixture.facts`
 
 
@@ -281,7 +283,7 @@ def make_streams(
     """One stream for each split, or the only one. Raises InputError where one would be empty."""
     dtype = vocabulary.dtype(config.vocabulary, ready.open().size).name
     base = partial(_end_to_end, [(encode, made["files"]) for encode, made in encoded], dtype)
-    tables = [encode.path(DOCUMENTS_FILE) for encode, _ in encoded]
+    tables = [encode.file(DOCUMENTS_FILE) for encode, _ in encoded]
     before = together(inputs, [made["ledger"] for _, made in encoded])
     mixed = bool(config.corpus.parts)
     if chosen is None and config.split.shuffle != "documents" and not mixed:
@@ -321,14 +323,15 @@ def make_streams(
         )
 
     def ids(name: str) -> Ids:
-        path = entry.path(f"{name or 'all'}.arrow")
-        receipt, stream = manifest["files"][path.name], partial(_arrangement, base, path)
+        own = f"{name or 'all'}.arrow"
+        path, receipt = entry.file(own), manifest["files"][own]
+        stream = partial(_arrangement, base, path)
         return Ids(name, entry, manifest["ledger"], stream, (path, receipt), manifest.get("mixture", {}))
 
     return [ids(name) for name in names or ("",)]
 
 
-def _arrangement(base: Callable[[], Stream], path: Path) -> arrange.Arrangement:
+def _arrangement(base: Callable[[], Stream], path: PathLike[str]) -> arrange.Arrangement:
     return arrange.Arrangement(base(), path)
 
 
@@ -351,7 +354,7 @@ def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: 
         windows = window.plan(settings, stream.counts, stream.dtype, pad, frame, stream, sources, order)
     except InputError as error:
         raise InputError(f"split {ids.split}: {error}" if ids.split else str(error)) from error
-    require_space(line.cache.root, windows.bytes - entry.stored())
+    require_space(line.cache.root, line.cache.held(windows.bytes - entry.stored()))
     step = Step(entry, partial(_window, stream=stream, windows=windows))
     return entry, line.fulfil([step], list(windows.shards), windows.bytes, ids.ledger, windows.ledger)
 
@@ -390,13 +393,13 @@ def make_vectors(line: Line, config: configs.Config, ready: Ready, windows: Resu
     tables = embedding.tables(settings, ready.open().size, config.window.context_length)
     size = sum(table.nbytes for table in tables.values())
     cost = embedding.vector_bytes(made["ledger"]["window"]["slots"], embedding.embedding_dim(settings), settings.dtype)
-    require_space(line.cache.root, size + cost * written - entry.stored())
+    require_space(line.cache.root, line.cache.held(size + cost * written - entry.stored()))
     with line.turn(entry, TABLES):
         if (saved := entry.receipt(TABLES)) is None:
             with entry.write(TABLES) as file:
                 embedding.save(tables, file)
             saved = file.note
-    step = Step(entry, partial(_vectors, folder=rows.folder, tables=entry.path(TABLES), settings=settings))
+    step = Step(entry, partial(_vectors, rows=rows, tables=entry.file(TABLES), settings=settings))
     items = [Shard(index) for index in range(len(made["files"]) * written)]
     return entry, line.fulfil([step], items, cost, made["ledger"], None, lambda files: {TABLES: saved})
 
@@ -409,13 +412,13 @@ class Shard:
 
 
 def _vectors(
-    source: Any, shard: Shard, counts: "Counter[str]", folder: Path, tables: Path, settings: configs.Embedding
+    source: Any, shard: Shard, counts: "Counter[str]", rows: Entry, tables: Path | Kept, settings: configs.Embedding
 ) -> Made:
-    path, loaded = folder / file_name(shard.index), _load_tables(tables)
+    path, loaded = rows.file(file_name(shard.index)), _load_tables(tables)
     schema = embedding.schema(read_schema(path), loaded[model.TOKENS].shape[1], settings.dtype)
     return schema, embedding.embed(read_batches(path), loaded, settings)
 
 
 @lru_cache(maxsize=1)
-def _load_tables(path: Path) -> embedding.Tables:
-    return embedding.load(path)
+def _load_tables(path: Path | Kept) -> embedding.Tables:
+    return embedding.load(Path(path))

@@ -47,7 +47,7 @@ def find(url: str) -> dict[str, Stat]:
     cannot work, InputError where nothing is there or the store cannot be reached, ResourceError where it refuses.
     """
     with _reaching(url):
-        fs, path = _connect(url)
+        fs, path = connect(url)
         try:
             info = fs.info(path)
             found = {path: info} if info["type"] == "file" else fs.find(path, detail=True)
@@ -69,7 +69,7 @@ def find(url: str) -> dict[str, Stat]:
 def stat(url: str) -> Stat:
     """What the store says of a file now: a digest of its sign, bytes, and where there is no sign the time of its change."""
     with _reaching(url):
-        fs, path = _connect(url)
+        fs, path = connect(url)
         return _stat(fs.info(path))
 
 
@@ -84,7 +84,7 @@ class StoredFile(io.RawIOBase):
         self._position = 0
         self._start, self._data = 0, b""  # what was fetched last
         with _reaching(url):
-            fs, path = _connect(url)
+            fs, path = connect(url)
             self._file = fs.open(path, "rb", cache_type="none")
             self._size = int(self._file.seek(0, io.SEEK_END))
 
@@ -149,20 +149,22 @@ class StoredFile(io.RawIOBase):
 # -- fsspec -----------------------------------------------------------------------------------------------
 
 
-def _connect(url: str) -> tuple[Any, str]:
-    """The file system of an address and the path in it. Listings are not kept, so that changes show."""
+def connect(url: str, what: str = "corpus.paths", refused: frozenset[str] = REFUSED) -> tuple[Any, str]:
+    """The file system of an address and the path in it. Listings are not kept, so that changes show.
+
+    `what` is the setting that errors name. Raises ConfigError where the address cannot work, ResourceError where a
+    library is missing.
+    """
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations
 
     match = URL.match(url)
     protocol = match[1].lower() if match else ""
-    if protocol in REFUSED or "::" in url:
-        raise ConfigError(
-            f"{url!r} in corpus.paths: only https:// and stores such as s3:// and gs:// are read; a file on this disk is "
-            "named by its path."
-        )
+    if protocol in refused or "::" in url:
+        known = "only https:// and stores such as s3:// and gs:// are read" if what == "corpus.paths" else "no such store"
+        raise ConfigError(f"{url!r} in {what}: {known}; a file on this disk is named by its path.")
     if protocol not in known_implementations:
-        raise ConfigError(f"{url!r} in corpus.paths: {protocol}:// is unknown; try a path, https://, s3:// or gs://.")
+        raise ConfigError(f"{url!r} in {what}: {protocol}:// is unknown; try a path, https://, s3:// or gs://.")
     try:
         fs, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
@@ -191,10 +193,11 @@ def _reaching(url: str) -> Iterator[None]:
     except PipelineError:
         raise
     except Exception as error:
-        raise _error(url, error) from error
+        raise explain(url, error) from error
 
 
-def _error(url: str, error: Exception) -> PipelineError:
+def explain(url: str, error: Exception) -> PipelineError:
+    """What a store's library raised, as the error for a person: of an input that is read."""
     kind = type(error).__name__
     said = " ".join(str(error).split())[:200]
     if kind == "FileExpired" or "PreconditionFailed" in said or "precondition" in said.lower():

@@ -10,10 +10,10 @@ Nothing is loaded: files are memory-mapped when first touched, a few at a time, 
 map, or one copy where the range crosses the border of a batch or a file.
 """
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,7 +63,7 @@ class Stream:
     The methods raise IntegrityError where a file is not what it was said to be.
     """
 
-    def __init__(self, paths: Sequence[Path], counts: Sequence[int], dtype: np.dtype[Any] | str) -> None:
+    def __init__(self, paths: Sequence[os.PathLike[str]], counts: Sequence[int], dtype: np.dtype[Any] | str) -> None:
         if len(paths) != len(counts):
             raise ValueError(f"{len(paths)} paths, but {len(counts)} counts")
         self.paths = tuple(paths)

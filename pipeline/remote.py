@@ -1,0 +1,439 @@
+"""The cache in a bucket: a second level behind the folder on this disk, for machines that share nothing else.
+
+    cache.dir      data/cache/encode/3f…/00000000.arrow    what this machine made or fetched, memory-mapped: a scratch
+    cache.remote   s3://bucket/cache/encode/3f…/           the same names: data, receipts, the manifest last
+
+Everything in this program reads memory-mapped files, and that stays. A data file is published on this disk as ever,
+then the same bytes are put into the store under the same name, then its receipt; the manifest is put when every file
+that it names is there. What is asked for and is not on this disk is looked for in the store, and a file is fetched
+when somebody opens it, and hashed as it arrives: so machine B reads the one shard that it needs of what A has made.
+
+**Why it holds without a rename.** An object appears whole or not at all: a PUT, or the last call of a multipart
+upload, is what the rename is on a disk. A kill before it leaves nothing that has a name (parts of an upload are for
+the bucket's own rule to remove). Names hold the key, so two writers write the same bytes, and whichever is last
+changes nothing; the manifest is put on the condition that there is none, where the store knows conditions. No lock is
+needed and none is tried: two machines that compute the same shard at once lose time, nothing else.
+
+**What is believed.** A receipt or a manifest in the store, as on the disk, only when its seal is whole. A data file
+only after its sha256 was found right as it arrived. Until then the manifest's word and a listing with the same number
+of bytes are enough, so that a stage that is whole is not fetched to be found whole. A file that arrives with other
+bytes goes to `quarantine/` in the store and is `Damaged`: the run is started again behind what is still whole, and as
+the listing no longer has the file, computes it and puts it again. The manifest stays: the bytes that it names do too.
+
+**The scratch** is at every moment a cache that is unfinished: files, and receipts of those that this machine made. So
+it may be lost, or be used without the store. With `cache.scratch_bytes` the oldest shards are dropped, once the store
+says that it has them. Who has one mapped keeps it, as an unlinked file lives on; who was about to map it fetches it
+again; and one that a dataset links to takes no room of its own and stays.
+
+**Use and gc.** Each run that names an entry puts an empty object `.used` into it, and again within each hour that it
+adds to it. The store's own clock dates it, so no clock of a machine matters. `gc` lists, removes entries by the date
+of their last use, and never one used within a DAY. It takes the manifest first and looks again: a run that came in
+between finds an entry without a manifest, and computes. Where it adds a file just as the old one of that name is
+removed, the listing before its manifest shows that, and the file is put again.
+
+Credentials are the environment's, see stores.py. Their libraries retry; what fails for good is a ResourceError, and
+what was finished is in the store or on this disk, from where the next run puts it.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import engine, stores
+from pipeline.config import Engine
+from pipeline.errors import IntegrityError, PipelineError, ResourceError, from_os_error
+from pipeline.files import Json, hash_file, seal, storing, unsealed
+
+if TYPE_CHECKING:
+    from pipeline.cache import Entry
+
+log = logging.getLogger(__name__)
+
+DAY, HOUR = 86_400.0, 3_600.0  # seconds
+USED = ".used"
+REFUSED = stores.REFUSED - {"file", "local"}  # a folder that machines share, behind a faster disk of each
+SHARD = re.compile(r"\d{8}\.[a-z.]+")  # what may be dropped from a scratch
+KEPT_IN_MEMORY = 4  # manifests
+
+_manifests: "OrderedDict[str, Json]" = OrderedDict()  # of this process, by address; a key's never changes
+_marked: dict[str, float] = {}  # when this process said that it uses an entry
+_told: set[str] = set()  # files whose damage a person knows of
+_added: dict[Path, float] = {}  # bytes in a scratch as last counted, and what was added since
+
+
+class Damaged(IntegrityError):
+    """A file in the store is not what its manifest says, and was set aside. The run, started again, computes it."""
+
+    def __init__(self, name: str, said: str) -> None:
+        super().__init__(name, said)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name!r} is damaged: {self.args[1]}"
+
+
+# -- a place in a store -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Store:
+    """A place in a store, by its address. Names are relative to it. Raises ResourceError where it cannot be reached."""
+
+    url: str
+
+    def read(self, name: str) -> bytes | None:
+        """A small object; None where there is none."""
+        with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
+            return bytes(fs.cat_file(f"{root}/{name}"))
+        return None
+
+    def put(self, name: str, data: bytes, new: bool = False) -> bool:
+        """Put a small object, with `new` only where there is none of that name yet. False: there was one."""
+        with _reaching(self.url) as (fs, root):
+            if _on_disk(fs):
+                with _renaming(fs, f"{root}/{name}") as temporary:
+                    Path(temporary).write_bytes(data)
+                return True
+            if not new:
+                fs.pipe_file(f"{root}/{name}", data)
+                return True
+            try:
+                fs.pipe_file(f"{root}/{name}", data, mode="create")
+            except Exception as error:
+                if _exists_already(error):
+                    return False
+                if not isinstance(error, TypeError | ValueError | NotImplementedError) and _errno(error) != errno.ENOSYS:
+                    raise
+                fs.pipe_file(f"{root}/{name}", data)  # a store without conditions
+            return True
+
+    def upload(self, path: Path, name: str) -> None:
+        """Put a file; the object appears whole."""
+        with _reaching(self.url) as (fs, root):
+            if _on_disk(fs):
+                with _renaming(fs, f"{root}/{name}") as temporary:
+                    fs.put_file(str(path), temporary)
+            else:
+                fs.put_file(str(path), f"{root}/{name}")
+
+    def download(self, name: str, path: Path) -> bool:
+        """Fetch an object to a new file. False: there is none."""
+        with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
+            fs.get_file(f"{root}/{name}", str(path))
+            return True
+        return False
+
+    def copy(self, name: str, to: "Store", as_name: str) -> None:
+        """Copy an object within the store, without fetching it. Raises FileNotFoundError."""
+        with _reaching(self.url) as (fs, root):
+            target = f"{stores.connect(to.url, refused=REFUSED)[1].rstrip('/')}/{as_name}"
+            if _on_disk(fs):
+                with _renaming(fs, target) as temporary:
+                    fs.cp_file(f"{root}/{name}", temporary)
+            else:
+                fs.cp_file(f"{root}/{name}", target)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object; None where there is none."""
+        with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
+            info = fs.info(f"{root}/{name}")
+            return int(info["size"] or 0) if info["type"] == "file" else None
+        return None
+
+    def listed(self, folder: str = "") -> dict[str, tuple[int, float]]:
+        """What lies below a folder, by its name in there: bytes, and when it was put, in seconds since 1970."""
+        with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
+            place = f"{root}/{folder}".rstrip("/")
+            found = fs.find(place, detail=True)
+            start = len(fs._strip_protocol(place)) + 1
+            return {
+                name[start:]: (int(info["size"] or 0), _when(info))
+                for name, info in sorted(found.items())
+                if info["type"] == "file" and name[start:] and ".putting-" not in name
+            }
+        return {}
+
+    def remove(self, names: list[str]) -> None:
+        """Remove objects, as many at once as the store allows; those that are gone already are gone."""
+        with _reaching(self.url) as (fs, root):
+            if len(names) > 1 and fs.async_impl:
+                fs.rm([f"{root}/{name}" for name in names])
+                return
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    fs.rm_file(f"{root}/{name}")
+
+
+@lru_cache(maxsize=16)
+def _file_system(url: str, process: int) -> tuple[Any, str]:
+    fs, root = stores.connect(url, "cache.remote", REFUSED)
+    return fs, root.rstrip("/")
+
+
+@contextlib.contextmanager
+def _reaching(url: str) -> Iterator[tuple[Any, str]]:
+    """The store's file system and the place in it; what its library raises becomes the error for a person."""
+    try:
+        yield _file_system(url, os.getpid())
+    except (PipelineError, FileNotFoundError, engine.Stopped):
+        raise
+    except Exception as error:
+        if (stopped := engine.interrupted()) is not None:
+            raise stopped from error
+        said = stores.explain(url, error)
+        raise ResourceError(f"{said} What is finished is kept: run again when it answers.") from error
+
+
+def _on_disk(fs: Any) -> bool:
+    return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+
+
+@contextlib.contextmanager
+def _renaming(fs: Any, path: str) -> Iterator[str]:
+    """In a folder an object appears by a rename, as in the cache."""
+    folder, _, name = path.rpartition("/")
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/{name}.putting-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _errno(error: Exception) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
+
+
+def _exists_already(error: Exception) -> bool:
+    said = str(error).lower()
+    conditions = ("pre-condition", "precondition", "conditional request", "conditionnotmet")
+    return isinstance(error, FileExistsError) or any(word in said for word in conditions)
+
+
+def _when(info: Json) -> float:
+    time = next((info[key] for key in stores.TIMES if info.get(key)), 0.0)
+    if isinstance(time, str):
+        time = datetime.fromisoformat(time)
+    return float(time.timestamp() if isinstance(time, datetime) else time)
+
+
+# -- an entry in it ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file of an entry that may not be on this disk yet: whoever opens it has it fetched. Picklable."""
+
+    entry: "Entry"
+    name: str
+
+    def __fspath__(self) -> str:
+        shelf = self.entry.shelf
+        return str(shelf.fetch(self.name) if shelf else self.entry.path(self.name))
+
+    def __str__(self) -> str:
+        return str(self.entry.path(self.name))
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """An entry in the store."""
+
+    store: Store
+    entry: "Entry"
+
+    def _place(self, name: str) -> str:
+        return f"{self.entry.stage}/{self.entry.key}/{name}"
+
+    def _receipt_place(self, name: str) -> str:
+        return self._place(f".{name}.receipt")
+
+    def mark(self) -> None:
+        """Say that the entry is in use; nothing where the store may only be read."""
+        name = self._place(USED)
+        if time.monotonic() - _marked.get(name, -HOUR) >= HOUR:
+            _marked[name] = time.monotonic()
+            try:
+                self.store.put(name, b"")
+            except ResourceError as error:
+                log.debug("%s", error)
+
+    def manifest(self) -> Json | None:
+        """The manifest in the store, or None. Raises IntegrityError as `Entry.manifest`."""
+        address = f"{self.store.url}/{self._place('manifest.json')}"
+        if (known := _manifests.get(address)) is None:
+            data = self.store.read(self._place("manifest.json"))
+            known = self.entry.checked(unsealed(data, address)) if data is not None else None
+            if known is not None:
+                _manifests[address] = known
+                while len(_manifests) > KEPT_IN_MEMORY:
+                    _manifests.popitem(last=False)
+        return known
+
+    def receipt(self, name: str) -> Json | None:
+        """What is known of a finished file in the store, or None."""
+        if (note := self._sealed_receipt(name)) is not None:
+            return note
+        note = (self.manifest() or {"files": {}})["files"].get(name)
+        if note is not None and self.store.size(self._place(name)) == note["bytes"]:
+            return dict(note)
+        return None
+
+    def _sealed_receipt(self, name: str) -> Json | None:
+        data = self.store.read(self._receipt_place(name))
+        content = unsealed(data, self._receipt_place(name)) if data is not None else None
+        if content is None or content.get("of") != [self.entry.stage, self.entry.key, name]:
+            return None
+        return dict(content["note"])
+
+    def keep(self, name: str, note: Json) -> None:
+        """Put a file of the entry that was just published on this disk: first it, then its receipt."""
+        self.mark()
+        self.store.upload(self.entry.path(name), self._place(name))
+        self._put_receipt(name, note)
+        trim(self.entry, name, note["bytes"])
+
+    def ensure(self, name: str, note: Json) -> None:
+        """Put a file that is whole on this disk, where the store does not have it yet."""
+        if self.store.size(self._place(name)) == note["bytes"]:
+            self._put_receipt(name, note)
+        else:
+            self.keep(name, note)
+
+    def _put_receipt(self, name: str, note: Json) -> None:
+        self.store.put(self._receipt_place(name), seal({"of": [self.entry.stage, self.entry.key, name], "note": note}))
+
+    def complete(self, manifest: Json, workers: int = 1) -> bool:
+        """Does the store have every file that the manifest names? What it lacks and this disk has is put first.
+
+        What neither has is said aloud, once.
+        """
+        files, there = manifest["files"], self.store.listed(self._place(""))
+
+        def settle(name: str) -> bool:
+            path, note = self.entry.path(name), files[name]
+            if path.exists() and self.entry.examine(name, note) is None:
+                self.keep(name, note)
+                return True
+            found = f"{there[name][0]} bytes" if name in there else "nothing"
+            self.tell(Damaged(f"{self.store.url}/{self._place(name)}", f"expected {note['bytes']} bytes, found {found}"))
+            return False
+
+        lacking = [name for name, note in files.items() if there.get(name, (-1, 0.0))[0] != note["bytes"]]
+        if not all(list(engine.run(Engine("threads", workers), settle, lacking))):
+            return False
+        if "manifest.json" not in there:
+            self._put_manifest(manifest)
+        return True
+
+    @staticmethod
+    def tell(damage: Damaged) -> None:
+        """Say that a file is damaged, unless it was said."""
+        if damage.name not in _told:
+            _told.add(damage.name)
+            log.warning("%s; it is set aside and computed again", damage)
+
+    def finish(self, manifest: Json) -> None:
+        """Put the manifest, once every file that it names is seen there, and remove the receipts."""
+        files = manifest["files"]
+        there = self.store.listed(self._place(""))
+        for name, note in files.items():
+            if there.get(name, (-1, 0.0))[0] != note["bytes"]:  # gc was at it, or somebody's hand
+                if not self.entry.path(name).exists():
+                    raise Damaged(f"{self.store.url}/{self._place(name)}", f"expected {note['bytes']} bytes, found nothing")
+                self.keep(name, note)
+        self._put_manifest(manifest)
+        self.store.remove([self._place(name) for name in there if name.endswith(".receipt")])
+
+    def _put_manifest(self, manifest: Json) -> None:
+        name, data = self._place("manifest.json"), seal(manifest)
+        if not self.store.put(name, data, new=True) and self.store.read(name) != data:
+            self.store.put(name, data)  # what was there is damaged, or of other bytes
+
+    def fetch(self, name: str) -> Path:
+        """The path of a file on this disk, as its manifest or receipt says it; fetched where it is not here.
+
+        Raises Damaged where the store has other bytes or none.
+        """
+        entry, address = self.entry, f"{self.store.url}/{self._place(name)}"
+        path = entry.path(name)
+        if entry.known(name):
+            return path
+        note = entry.receipt_here(name) or (self.manifest() or {"files": {}})["files"].get(name) or self._sealed_receipt(name)
+        if note is None:
+            raise Damaged(address, "no manifest or receipt tells of it")
+        if os.path.lexists(path):
+            if (problem := entry.examine(name, note)) is None:
+                return path
+            log.warning("%r is damaged: %s; it is set aside and fetched again", str(path), problem)
+            entry.set_aside(path)
+        with entry.temporary(name) as temporary:
+            if not self.store.download(self._place(name), temporary):
+                raise Damaged(address, f"expected {note['bytes']} bytes, found nothing")
+            try:
+                size, sha = hash_file(temporary)
+                temporary.chmod(0o444)
+            except OSError as error:
+                raise from_os_error(error, path) from error
+            if (size, sha) != (note["bytes"], note["sha256"]):
+                self._quarantine(name)
+                raise Damaged(
+                    address, f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {size} bytes, sha256 {sha}"
+                )
+            with storing(path):
+                entry.adopt(temporary, name)
+        trim(entry, name, size)
+        return path
+
+    def _quarantine(self, name: str) -> None:
+        aside = f"quarantine/{self.entry.stage}-{self.entry.key}-{name}-{time.time_ns()}"
+        with contextlib.suppress(FileNotFoundError):  # another machine was faster
+            self.store.copy(self._place(name), self.store, aside)
+            self.store.remove([self._place(name), self._receipt_place(name)])
+
+
+# -- the scratch ------------------------------------------------------------------------------------------
+
+
+def trim(entry: "Entry", name: str, added: int) -> None:
+    """Drop the oldest shards of a scratch that holds more than `cache.scratch_bytes`, if the store has them.
+
+    `name` of `entry` is what was just added, of so many bytes, and stays. Counted anew whenever a sixteenth of the
+    bound has been added.
+    """
+    cache = entry.cache
+    if cache.scratch_bytes is None:
+        return
+    _added[cache.root] = _added.get(cache.root, float("inf")) + added
+    if _added[cache.root] <= cache.scratch_bytes:
+        return
+    found: list[tuple[int, int, Path]] = []
+    for path in cache.root.glob("*/*/*"):
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            if SHARD.fullmatch(path.name) and state.st_nlink == 1:  # an output's link would keep the room
+                found.append((state.st_mtime_ns, state.st_size, path))
+    total = sum(size for _, size, _ in found)
+    store = Store(str(cache.remote))
+    for _, size, path in sorted(found):
+        if total <= cache.scratch_bytes * 15 // 16:
+            break
+        if path == entry.path(name) or store.size(str(path.relative_to(cache.root))) != size:
+            continue
+        for gone in (path.parent / "manifest.json", path.parent / f".{path.name}.receipt", path):
+            with contextlib.suppress(OSError):
+                gone.unlink()
+        total -= size
+    _added[cache.root] = max(total, cache.scratch_bytes * 15 // 16)

@@ -1,0 +1,234 @@
+"""The cache in a store: the same bytes, nothing computed twice, and what damage, a kill and a silent server leave."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import composed
+from pipeline import remote
+from pipeline.cache import Cache, Entry
+from pipeline.config import Config
+from pipeline.errors import ConfigError, ResourceError
+from pipeline.remote import Damaged, Store
+from pipeline.run import Outcome, run
+
+LINES = "".join(f"The ferry {row} was late because of the fog on day {row * 7}.\n" for row in range(3000))
+SMALL = ("corpus=text", "corpus.paths=[a.txt]", "corpus.document=line", "corpus.shard_bytes=16384", "tokenizer.vocab_size=300",
+         "window.context_length=16", "embedding.embedding_dim=4", "engine.workers=2")  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store in a folder."""
+    forget()
+    return Store(f"file://{tmp_path}/store/cache")
+
+
+def forget() -> None:
+    """Be as a new process that knows nothing of any store or scratch."""
+    from pipeline import cache
+
+    for known in (cache._verified, remote._manifests, remote._marked, remote._added):
+        known.clear()
+    remote._told.clear()
+    remote._file_system.cache_clear()
+
+
+def scratch(store: Store, name: str, bound: int | None = None) -> Cache:
+    forget()
+    return Cache.open(Path(name), store.url, bound)
+
+
+def write(entry: Entry, name: str, data: bytes) -> dict[str, Any]:
+    with entry.write(name, lambda: {"counts": {"rows": 1}}) as file:
+        file.write(data)
+    return file.note
+
+
+def whole(cache: Cache, *names: str, data: bytes = b"data of ") -> Entry:
+    entry = cache.entry("load", {"n": 1})
+    notes = [write(entry, name, data + name.encode()) for name in names]
+    entry.finish(list(names), notes)
+    return entry
+
+
+def states(outcome: Outcome) -> dict[str, str]:
+    return {report.stage: report.state for report in outcome.stages}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in ("run.json", "report.html")
+    }
+
+
+def test_an_entry_is_whole_on_another_scratch_and_only_what_is_opened_is_fetched(at: Path, store: Store) -> None:
+    first = whole(scratch(store, "one"), "00000000.arrow", "00000001.arrow")
+    names = set(store.listed(f"load/{first.key}"))
+    assert names == {"00000000.arrow", "00000001.arrow", "manifest.json", ".used"}  # and no receipts any more
+    second = scratch(store, "two").entry("load", {"n": 1})
+    manifest = second.verified()
+    assert manifest is not None and list(manifest["files"]) == ["00000000.arrow", "00000001.arrow"]
+    assert not second.folder.exists()
+    assert Path(second.file("00000001.arrow")).read_bytes() == b"data of 00000001.arrow"
+    assert [path.name for path in second.folder.iterdir()] == ["00000001.arrow"]
+
+
+def test_an_unfinished_entry_is_resumed_on_another_scratch_and_the_first_one_without_the_store(at: Path, store: Store) -> None:
+    write(scratch(store, "one").entry("load", {"n": 1}), "00000000.arrow", b"a")
+    other = scratch(store, "two").entry("load", {"n": 1})
+    assert other.manifest() is None
+    note = other.receipt("00000000.arrow")
+    assert note is not None and note["counts"] == {"rows": 1} and other.receipt("00000001.arrow") is None
+    other.finish(["00000000.arrow", "00000001.arrow"], [note, write(other, "00000001.arrow", b"b")])
+    alone = Cache.open(Path("one")).entry("load", {"n": 1})
+    assert alone.verified() is None and alone.receipt("00000000.arrow") == note
+
+
+def test_what_was_finished_without_the_store_is_put_there_when_it_is_found(at: Path, store: Store) -> None:
+    whole(Cache.open(Path("one")), "00000000.arrow", "00000001.arrow")
+    assert scratch(store, "one").entry("load", {"n": 1}).verified() is not None
+    shutil.rmtree("one")
+    entry = scratch(store, "one").entry("load", {"n": 1})
+    assert entry.verified() is not None and Path(entry.file("00000000.arrow")).read_bytes() == b"data of 00000000.arrow"
+
+
+def test_a_file_that_arrives_with_other_bytes_is_set_aside_and_computed_again(at: Path, store: Store) -> None:
+    key = whole(scratch(store, "one"), "00000000.arrow", "00000001.arrow").key
+    store.put(f"load/{key}/00000000.arrow", b"DATA of 00000000.arrow")
+    entry = scratch(store, "two").entry("load", {"n": 1})
+    assert entry.verified() is not None  # the listing has it, with so many bytes
+    with pytest.raises(Damaged, match=r"00000000.arrow' is damaged: expected 22 bytes, sha256 .* found 22 bytes"):
+        os.fspath(entry.file("00000000.arrow"))
+    assert entry.verified() is None and entry.receipt("00000000.arrow") is None
+    assert entry.receipt("00000001.arrow") is not None
+    assert len([name for name in store.listed("quarantine") if name.startswith(f"load-{key}")]) == 1
+    write(entry, "00000000.arrow", b"data of 00000000.arrow")
+    assert entry.verified() is not None
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"files": 1}'])
+def test_a_manifest_that_is_not_as_it_was_written_counts_as_absent_and_is_put_again(
+    at: Path, store: Store, data: bytes
+) -> None:
+    key = whole(scratch(store, "one"), "00000000.arrow").key
+    before = store.read(f"load/{key}/manifest.json")
+    store.put(f"load/{key}/manifest.json", data)
+    assert scratch(store, "two").entry("load", {"n": 1}).manifest() is None
+    whole(scratch(store, "two"), "00000000.arrow")
+    assert store.read(f"load/{key}/manifest.json") == before
+
+
+def test_a_scratch_keeps_to_its_bound_drops_nothing_that_the_store_lacks_and_what_is_mapped_stays(
+    at: Path, store: Store
+) -> None:
+    cache = scratch(store, "one", 5_000)
+    entry = cache.entry("load", {"n": 1})
+    for number in range(12):
+        write(entry, f"{number:08d}.arrow", bytes([number]) * 1000)
+        os.utime(entry.path(f"{number:08d}.arrow"), (number, number))
+        held = sum(path.stat().st_size for path in entry.folder.glob("*.arrow"))
+        assert held <= 5_000
+    assert entry.path("00000011.arrow").exists() and not entry.path("00000000.arrow").exists()
+    with open(entry.path("00000011.arrow"), "rb") as mapped:
+        for number in range(6):
+            assert Path(entry.file(f"{number:08d}.arrow")).read_bytes() == bytes([number]) * 1000
+        assert mapped.read() == b"\x0b" * 1000
+    for path in entry.folder.glob("*.arrow"):
+        store.remove([f"load/{entry.key}/{path.name}"])
+    left = {path.name for path in entry.folder.glob("*.arrow")}
+    write(entry, "00000020.arrow", b"x" * 5000)
+    assert left < {path.name for path in entry.folder.glob("*.arrow")}
+
+
+def test_a_put_on_condition_leaves_what_is_there(store: Store) -> None:
+    memory = Store("memory://bucket/cache")
+    assert memory.put("a/m", b"1", new=True) and memory.read("a/m") == b"1"
+    assert not memory.put("a/m", b"2", new=True) and memory.read("a/m") == b"1"
+    assert memory.read("a/none") is None and memory.size("a/none") is None and memory.listed("none") == {}
+    memory.remove(["a/m"])
+    assert memory.read("a/m") is None
+
+
+def test_a_store_that_refuses_is_an_error_of_the_environment_and_nothing_is_lost(
+    at: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = scratch(store, "one").entry("load", {"n": 1})
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "upload", lambda *a: (_ for _ in ()).throw(ResourceError("it does not answer")))
+        with pytest.raises(ResourceError, match="it does not answer"):
+            write(entry, "00000000.arrow", b"a")
+    assert store.listed("load/" + entry.key).keys() == set() or set(store.listed("load/" + entry.key)) == {".used"}
+    assert entry.receipt("00000000.arrow") is not None  # of this disk; and now the store has it
+    assert entry.shelf is not None and entry.shelf.receipt("00000000.arrow") is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["cache.remote=bucket/cache"], "is no address"),
+        (["cache.scratch_bytes=1"], "needs cache.remote="),
+        (["cache.remote=s5://bucket/cache"], "s5:// is unknown"),
+        (["cache.remote=https://example.org/cache"], "in cache.remote: no such store"),
+    ],
+)
+def test_what_cannot_be_a_store_is_refused(at: Path, overrides: list[str], message: str) -> None:
+    Path("a.txt").write_text("text")
+    with pytest.raises(ConfigError, match=message):
+        run(composed(*SMALL, *overrides))
+
+
+def settings(*overrides: str) -> Config:
+    return composed(*SMALL, *overrides)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_store_gives_the_same_bytes_and_another_scratch_finds_all_of_it(at: Path, store: Store) -> None:
+    Path("a.txt").write_text(LINES)
+    plain = run(settings("name=plain", "cache.dir=plain"))
+    forget()
+    first = run(settings("name=first", "cache.dir=one", f"cache.remote={store.url}"))
+    forget()
+    again = run(settings("name=again", "cache.dir=two", f"cache.remote={store.url}"))
+    assert set(states(again).values()) == {"cached"} and "cached" not in states(first).values()
+    made = [
+        {n: h for n, h in digests(o.folder).items() if n not in ("manifest.json", "README.md")} for o in (plain, first, again)
+    ]
+    assert made[0] == made[1] == made[2]
+    fetched = {path.parent.parent.name for path in Path("two").rglob("*.arrow")}
+    assert "load" not in fetched and "tokenize" not in fetched and "window" in fetched | {"window"}
+    assert not any("secret" in name for name in fetched)
+    keys = [json.loads((o.folder / "manifest.json").read_text())["keys"] for o in (plain, first, again)]
+    assert keys[0] == keys[1] == keys[2]
+
+
+@pytest.mark.slow
+def test_a_shard_that_is_damaged_in_the_store_is_healed_in_the_run_with_one_warning(
+    at: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("a.txt").write_text(LINES)
+    first = run(settings("name=first", "cache.dir=one", f"cache.remote={store.url}"))
+    for stage in ("encode", "embed"):
+        name = next(n for n in store.listed() if n.startswith(f"{stage}/") and n.endswith("00000000.arrow"))
+        data = bytearray(store.read(name) or b"")
+        data[len(data) // 2] ^= 1
+        store.put(name, bytes(data))
+    forget()
+    caplog.clear()
+    again = run(settings("name=again", "cache.dir=two", f"cache.remote={store.url}", "window.stride=8"))
+    assert states(again)["encode"].startswith("computed 1 of") and states(again)["tokenize"] == "cached"
+    told = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert len(told) == 1 and "encode/" in told[0]
+    forget()
+    caplog.clear()
+    healed = run(settings("name=healed", "cache.dir=three", f"cache.remote={store.url}"))
+    assert len([r for r in caplog.records if "damaged" in r.getMessage()]) == 1
+    mine, theirs = digests(healed.folder), digests(first.folder)
+    assert {n: h for n, h in mine.items() if n[:4] == "data"} == {n: h for n, h in theirs.items() if n[:4] == "data"}
