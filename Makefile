@@ -13,7 +13,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-all: $(INSTALLED)
-	$(BIN)/pip install -q -c constraints.txt -e '.[test,test-all,benchmark,trainer,lightning,torchdata]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,test-all,benchmark,trainer,lightning,torchdata,ray]'
 	$(BIN)/python -m pytest -q -m slow --timeout=900
 
 check: $(INSTALLED)

@@ -172,13 +172,16 @@ class Embedding:
 class Engine:
     """Who does the work. Never changes a byte of output."""
 
-    kind: str = "threads"  # serial | threads | processes | array
-    workers: int | None = None  # null: one more than there are cores
+    kind: str = "threads"  # serial | threads | processes | ray | array
+    workers: int | None = None  # null: one more than there are cores; ray: as many as the cluster has room for
     batch_size: int | None = None  # documents per tokenizer call; null: a block at a time
     id: str | None = None  # array: what its jobs have in common, and no other array
     index: int | None = None  # array: which of its jobs this is
     count: int | None = None  # array: how many there are, at most
     patience: float = 120.0  # array: seconds without a sign of life until a job on another machine counts as dead
+    address: str = "auto"  # ray: auto (the cluster that this machine is a node of) | local (one of our own) | host:port
+    cpus: float = 1.0  # ray: cores that a task asks for
+    memory: int | None = None  # ray: bytes that a task asks for
 
 
 @dataclass
@@ -242,7 +245,7 @@ CHOICES = {
     "embedding.dtype": ("float32", "float16"),
     "embedding.vectors": ("auto", "always", "never"),
     "embedding.device": ("cpu", "cuda"),
-    "engine.kind": ("serial", "threads", "processes", "array"),
+    "engine.kind": ("serial", "threads", "processes", "ray", "array"),
 }
 RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only keep sizes below what a 64-bit count can hold
     "corpus.shard_bytes": (1, 1 << 40),
@@ -277,6 +280,8 @@ RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only kee
     "engine.index": (0, 1 << 31),
     "engine.count": (1, 1 << 20),
     "engine.patience": (1, 86_400),
+    "engine.cpus": (0.01, 1024),
+    "engine.memory": (1, 1 << 46),
 }
 GROUPS: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name not in ("name", "plan")}
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -498,6 +503,8 @@ def check(config: Config) -> None:
 
 
 def _check_engine(engine: Engine) -> None:
+    if not re.fullmatch(r"auto|local|(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", engine.address):
+        raise ConfigError(f"engine.address={engine.address!r} is none of auto, local and host:port.")
     given = {name: getattr(engine, name) for name in ("id", "index", "count")}
     for name, value in given.items():
         if engine.kind == "array" and value is None:

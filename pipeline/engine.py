@@ -1,6 +1,6 @@
-"""Who does the work: one after another, in threads, or in processes. Never changes a byte.
+"""Who does the work: one after another, in threads, in processes, or on a cluster. Never changes a byte.
 
-All three are one verb, `run(engine, function, items)`: results come in the order of the items, at most twice as
+All are one verb, `run(engine, function, items)`: results come in the order of the items, at most twice as
 many items as there are workers are begun and not yet given, and the first error in that order ends the run, so
 that every engine ends with the same error. Threads are the default: the tokenizer, the JSON parser, sha256 and
 the file system all work outside the interpreter's lock. Processes pay where a tokenizer holds that lock and
@@ -142,17 +142,22 @@ def run(engine: Engine, function: Callable[[Item], Result], items: Iterable[Item
     """
     keep_memory()
     workers = engine.workers or cores() + 1  # one more than cores: somebody is always waiting for the disk
-    if engine.kind == "processes":
+    if engine.kind == "ray":
+        from pipeline import cluster
+
+        yield from cluster.run(engine, function, items)
+    elif engine.kind == "processes":
         yield from _in_processes(workers, function, items)
     elif engine.kind != "serial" and workers > 1:
         yield from _in_threads(workers, function, items)
     else:
         for item in items:
             checkpoint()
-            yield _call(function, item)
+            yield call(function, item)
 
 
-def _call(function: Callable[[Item], Result], item: Item) -> Result:
+def call(function: Callable[[Item], Result], item: Item) -> Result:
+    """`function(item)`; an error that is no PipelineError gets a note naming the item."""
     try:
         return function(item)
     except Exception as error:
@@ -167,7 +172,7 @@ def _in_threads(workers: int, function: Callable[[Item], Result], items: Iterabl
     def task(item: Item) -> Result:
         _task.stop = stop
         checkpoint()
-        return _call(function, item)
+        return call(function, item)
 
     pool = ThreadPoolExecutor(workers)
     flight: deque[Future[Result]] = deque()
@@ -247,18 +252,18 @@ def _serve(pipe: Connection, parent: int) -> None:
     while True:
         try:
             function, item = pipe.recv()
-            answer = (True, _call(function, item))
+            answer = (True, call(function, item))
         except EOFError:
             return
         except BaseException as error:
-            answer = (False, _portable(error))
+            answer = (False, portable(error))
         try:
             pipe.send(answer)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             pipe.send((False, RuntimeError(f"a result cannot be sent to the parent process: {error}")))
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
     """The exception, or one that says the same, with its traceback as a note: pickle drops the real one."""
     if not isinstance(error, PipelineError):
         error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))

@@ -1,0 +1,355 @@
+"""The Ray engine, on clusters of several nodes that the tests start on this machine."""
+
+import hashlib
+import os
+import secrets
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import composed
+from pipeline import cluster, engine
+from pipeline.config import Engine
+from pipeline.errors import InputError, ResourceError
+from pipeline.run import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+needs_ray = pytest.mark.skipif(not cluster.installed(), reason="needs Ray: pip install -e '.[ray]'")
+
+
+class Nodes:
+    """A cluster: a head that computes nothing and nodes of two cores, each a set of processes on this machine."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from ray.cluster_utils import Cluster
+
+            self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.nodes: list[Any] = []
+        self.address = self.cluster.address
+
+    def resize(self, count: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            while len(self.nodes) < count:
+                self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=cluster.STORE))
+            while len(self.nodes) > count:
+                self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+    def engine(self, **more: Any) -> Engine:
+        return Engine("ray", address=self.address, **more)
+
+    def end(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def token() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def nodes(token: None) -> Iterator[Nodes]:
+    made = Nodes()
+    yield made
+    cluster._disconnect()
+    made.end()
+
+
+# -- the verb ---------------------------------------------------------------------------------------------
+
+
+def square(number: int) -> int:
+    time.sleep(0.01 * (number % 3))
+    return number * number
+
+
+def fail(number: int) -> int:
+    if number == 3:
+        time.sleep(0.3)
+    if number in (3, 5):
+        raise ValueError(f"bad {number}")
+    return number
+
+
+def refuse(number: int) -> int:
+    raise InputError("FILE line 2: no")
+
+
+def die(item: tuple[int, str, str]) -> int:
+    """End the worker as told: always, or while the mark is not there."""
+    number, how, mark = item
+    if number == 3 and not os.path.exists(mark):
+        if not how.endswith("always"):
+            Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def where(number: int) -> str:
+    import ray
+
+    time.sleep(0.1)
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def surroundings(number: int) -> tuple[str, dict[str, str]]:
+    import logging
+
+    logging.getLogger("pipeline").warning("said on a node")
+    return os.getcwd(), dict(os.environ)
+
+
+@needs_ray
+def test_results_come_in_order_and_no_more_than_twice_the_slots_are_begun(nodes: Nodes) -> None:
+    nodes.resize(2)
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(60):
+            drawn.append(number)
+            yield number
+
+    for given, result in enumerate(engine.run(nodes.engine(), square, items())):
+        assert result == given * given
+        assert len(drawn) <= given + 1 + 2 * 2
+    assert given == 59
+    assert list(engine.run(nodes.engine(), square, [])) == []
+    assert list(engine.run(nodes.engine(workers=1), square, range(5))) == [0, 1, 4, 9, 16]
+
+
+@needs_ray
+@pytest.mark.row("A25")
+def test_a_run_ends_with_the_error_of_the_first_item_as_with_every_other_engine(nodes: Nodes) -> None:
+    nodes.resize(2)
+    with pytest.raises(ValueError, match="bad 3") as caught:
+        list(engine.run(nodes.engine(), fail, range(9)))
+    assert "while computing 3" in caught.value.__notes__
+    assert 'raise ValueError(f"bad {number}")' in caught.value.__notes__[1]
+    with pytest.raises(InputError, match="line 2") as expected:
+        list(engine.run(nodes.engine(), refuse, range(9)))
+    assert not hasattr(expected.value, "__notes__")
+
+
+@needs_ray
+@pytest.mark.row("A23", "A24")
+def test_the_item_of_a_dead_worker_is_tried_again_and_named_where_that_does_not_help(
+    nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.resize(2)
+    items = [(number, "once", str(tmp_path / "mark")) for number in range(6)]
+    assert list(engine.run(nodes.engine(), die, items)) == list(range(6))
+    assert [message for message in caplog.messages if "once more" in message and str(items[3]) in message]
+    with pytest.raises(ResourceError, match=r"died 3 times computing \(3, 'always', 'none'\)"):
+        list(engine.run(nodes.engine(), die, [(number, "always", "none") for number in range(6)]))
+
+
+@needs_ray
+def test_a_worker_works_in_our_folder_and_what_it_warns_of_is_said_here(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.resize(2)
+    monkeypatch.chdir(tmp_path)
+    ((folder, _),) = engine.run(nodes.engine(), surroundings, [1])
+    assert folder == str(tmp_path)
+    assert "said on a node" in caplog.messages
+
+
+@needs_ray
+def test_nodes_may_come_and_go_during_a_run(nodes: Nodes) -> None:
+    nodes.resize(1)
+    results = engine.run(nodes.engine(), where, range(10_000))
+    seen = [next(results)]
+
+    def given(true: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not true():
+            seen.append(next(results))
+            assert time.monotonic() < end
+
+    def room() -> int:
+        assert cluster._cluster is not None
+        return cluster._cluster.room()
+
+    given(lambda: room() == 2)
+    nodes.resize(2)
+    given(lambda: room() == 4 and len(set(seen[-4:])) == 2)
+    nodes.resize(1)
+    given(lambda: room() == 2 and len(set(seen[-4:])) == 1)
+    results.close()  # type: ignore[attr-defined]
+    assert cluster._cluster is None
+
+
+# -- the line ---------------------------------------------------------------------------------------------
+
+LINE = (
+    *("corpus=text", "corpus.paths=[texts]", "corpus.document=line", "corpus.shard_bytes=1500", "tokenizer.vocab_size=300"),
+    *("window.context_length=16", "window.stride=8", "embedding.embedding_dim=2", "name=x"),
+)
+
+
+def corpus(at: Path, lines: int = 600) -> None:
+    (at / "texts").mkdir(parents=True)
+    text = "".join(f"the ferry {n % 7} was late again because of fog {n}, 你好\n" for n in range(lines))
+    (at / "texts" / "a.txt").write_text(text, "utf-8")
+
+
+def made(at: Path) -> dict[str, str]:
+    """sha256 of every file of the dataset and of every entry of the cache."""
+    found = {}
+    for path in sorted([*(at / "outputs").rglob("*"), *(at / "data/cache").glob("*/*/*")]):
+        name = path.relative_to(at)
+        if path.is_file() and path.name not in ("run.json", ".lock") and "tmp" not in name.parts:
+            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def ran(at: Path, monkeypatch: pytest.MonkeyPatch, *engine: str) -> dict[str, str]:
+    """What a run in a new folder makes."""
+    if not at.exists():
+        corpus(at)
+    monkeypatch.chdir(at)
+    run(composed(*LINE, *engine))
+    assert list((at / "data/cache/tmp").iterdir()) == []
+    return made(at)
+
+
+def published(at: Path) -> dict[str, tuple[int, int]]:
+    """Which file stands behind each receipt."""
+    found = {}
+    for path in (at / "data/cache").glob("*/*/.*.receipt"):
+        data = path.parent / path.name[1 : -len(".receipt")]
+        found[str(data)] = (data.stat().st_ino, data.stat().st_mtime_ns)
+    return found
+
+
+def until(true: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        serial = ran(tmp_path_factory.mktemp("serial") / "x", patch, "engine=serial")
+        threads = ran(tmp_path_factory.mktemp("threads") / "x", patch, "engine=threads", "engine.workers=3")
+        processes = ran(tmp_path_factory.mktemp("processes") / "x", patch, "engine=processes", "engine.workers=2")
+    assert serial == threads == processes
+    assert sum("encode" in name for name in serial) > 20
+    return serial
+
+
+@needs_ray
+@pytest.mark.row("A29")
+def test_the_same_bytes_on_one_two_and_three_nodes(
+    nodes: Nodes, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for count in (1, 2, 3):
+        nodes.resize(count)
+        assert ran(tmp_path / str(count), monkeypatch, "engine=ray", f"engine.address={nodes.address}") == expected
+
+
+@needs_ray
+@pytest.mark.row("A23")
+def test_a_killed_worker_and_a_lost_node_change_no_byte(
+    nodes: Nodes, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.resize(3)
+    corpus(tmp_path / "x")
+    before: dict[str, tuple[int, int]] = {}
+
+    def disturb() -> None:
+        until(lambda: len(published(tmp_path / "x")) >= 15)
+        before.update(published(tmp_path / "x"))
+        nodes.resize(2)
+
+    other = threading.Thread(target=disturb)
+    other.start()
+    try:
+        assert ran(tmp_path / "x", monkeypatch, "engine=ray", f"engine.address={nodes.address}") == expected
+    finally:
+        other.join()
+    assert before and all(Path(name).stat().st_ino == inode for name, (inode, _) in before.items())
+
+
+@needs_ray
+@pytest.mark.row("A2")
+def test_where_the_head_dies_the_run_says_so_and_the_next_one_goes_on(
+    token: None, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "SILENCE", 3.0)
+    cluster._disconnect()
+    nodes = Nodes()
+    try:
+        nodes.resize(1)
+        at = tmp_path / "x"
+        corpus(at, 600)
+
+        def disturb() -> None:
+            until(lambda: len(published(at)) >= 15)
+            nodes.end()
+
+        other = threading.Thread(target=disturb)
+        other.start()
+        try:
+            with pytest.raises(ResourceError, match=r"engine.address=.* is lost: .*run the same command") as caught:
+                ran(at, monkeypatch, "engine=ray", f"engine.address={nodes.address}")
+        finally:
+            other.join()
+        assert caught.value.exit_code == 5 and len(str(caught.value).splitlines()) == 1
+    finally:
+        nodes.end()
+    before = published(at)
+    assert len(before) >= 15
+    assert ran(at, monkeypatch, "engine=threads") == expected
+    assert all(Path(name).stat().st_ino == inode for name, (inode, _) in before.items())
+
+
+# -- what cannot be used ----------------------------------------------------------------------------------
+
+
+@needs_ray
+def test_a_cluster_that_is_not_there_and_a_task_for_which_there_is_no_room_are_errors_in_one_line(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.resize(1)
+    monkeypatch.setattr(cluster, "SILENCE", 2.0)
+    with pytest.raises(ResourceError, match=r"engine.address=127.0.0.1:9\) cannot be used: nothing answers there") as caught:
+        list(engine.run(Engine("ray", address="127.0.0.1:9"), square, [1]))
+    assert caught.value.exit_code == 5
+    with pytest.raises(ResourceError, match=r"has room for a task of engine.cpus=64: lower"):
+        list(engine.run(nodes.engine(cpus=64), square, [1]))
+    with pytest.raises(ResourceError, match=r"has room for a task of engine.cpus=1.0 and engine.memory=70368744177664"):
+        list(engine.run(nodes.engine(memory=1 << 46), square, [1]))
+
+
+@needs_ray
+def test_a_node_with_other_code_other_libraries_or_other_folders_is_refused(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.resize(1)
+    ours = cluster._versions()
+    for changed in ({"the code": "0"}, {"pyarrow": "1.0"}):
+        monkeypatch.setattr(cluster, "_versions", lambda changed=changed: ours | changed)
+        name, version = next(iter(changed.items()))
+        with pytest.raises(ResourceError, match=rf"node '.*' has {name} .*, here it is {version}: install the same"):
+            list(engine.run(nodes.engine(), square, [1]))
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "getcwd", lambda: "/nowhere")
+    with pytest.raises(ResourceError, match=r"node '.*' has no folder '/nowhere'.*shared file system"):
+        list(engine.run(nodes.engine(), square, [1]))
