@@ -1,9 +1,13 @@
 """The Ray engine, on clusters of several nodes that the tests start on this machine."""
 
+import contextlib
 import hashlib
 import os
 import secrets
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -13,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from conftest import composed
+from conftest import ROOT, composed
 from pipeline import cluster, engine
 from pipeline.config import Engine
 from pipeline.errors import InputError, ResourceError
@@ -320,6 +324,44 @@ def test_where_the_head_dies_the_run_says_so_and_the_next_one_goes_on(
     assert all(Path(name).stat().st_ino == inode for name, (inode, _) in before.items())
 
 
+def workers(at: Path) -> list[int]:
+    """Processes that work in a folder."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if place.readlink() == at:
+                found.append(int(place.parent.name))
+    return found
+
+
+@needs_ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.row("A2", "A4", "A5")
+def test_a_signal_ends_the_run_and_its_workers_within_seconds(nodes: Nodes, tmp_path: Path, number: int) -> None:
+    nodes.resize(1)
+    at = tmp_path / "x"
+    corpus(at, 5000)
+    command = [sys.executable, "-m", "pipeline", *LINE, "engine=ray", f"engine.address={nodes.address}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(command, cwd=at, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        until(lambda: len(published(at)) >= 10)
+        started = time.monotonic()
+        (os.kill if number == signal.SIGKILL else os.killpg)(run.pid, number)
+        _, said = run.communicate(timeout=20)
+        assert run.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        if number != signal.SIGKILL:
+            assert said.splitlines()[-1] == "Interrupted. Finished stages are kept; rerun the same command to continue."
+            assert "Traceback" not in said
+            assert time.monotonic() - started < engine.GRACE
+            assert list((at / "data/cache/tmp").iterdir()) == []
+        until(lambda: not workers(at), 15)
+        assert published(at)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+
+
 # -- what cannot be used ----------------------------------------------------------------------------------
 
 
@@ -350,6 +392,51 @@ def test_a_node_with_other_code_other_libraries_or_other_folders_is_refused(
         with pytest.raises(ResourceError, match=rf"node '.*' has {name} .*, here it is {version}: install the same"):
             list(engine.run(nodes.engine(), square, [1]))
     monkeypatch.undo()
+    assert list(engine.run(nodes.engine(), square, [1])) == [1]
     monkeypatch.setattr(os, "getcwd", lambda: "/nowhere")
     with pytest.raises(ResourceError, match=r"node '.*' has no folder '/nowhere'.*shared file system"):
         list(engine.run(nodes.engine(), square, [1]))
+
+
+# -- who may come near ------------------------------------------------------------------------------------
+
+
+@needs_ray
+@pytest.mark.row("C30")
+def test_a_cluster_of_our_own_has_no_dashboard_and_answers_nobody_without_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    ((_, first),) = engine.run(Engine("ray", 1, address="local"), surroundings, [1])
+    try:
+        assert first["RAY_AUTH_MODE"] == "token" and len(first["RAY_AUTH_TOKEN"]) == 64
+        assert "RAY_AUTH_TOKEN" not in os.environ
+        ((address, dashboard),) = engine.run(Engine("ray", 1, address="local"), listening, [1])
+        if dashboard:  # what would be its address
+            host, _, port = dashboard.rpartition(":")
+            with pytest.raises(ConnectionError):
+                socket.create_connection((host, int(port)), 5)
+        assert asked(address, first["RAY_AUTH_TOKEN"]) == "1 node"
+        assert "uthenticat" in asked(address, "0" * 64)
+    finally:
+        cluster._disconnect()
+
+
+def listening(number: int) -> tuple[str, str]:
+    import ray
+
+    return ray.get_runtime_context().gcs_address, ray._private.worker.get_dashboard_url() or ""
+
+
+def asked(address: str, token: str) -> str:
+    """What the head says to somebody who asks how many nodes there are."""
+    code = f"from ray._raylet import GcsClient; print(len(GcsClient({address!r}).get_all_node_info(timeout=10)), 'node')"
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip() or done.stderr
+
+
+def test_the_version_of_ray_that_is_asked_for_is_one_without_the_known_hole() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["ray"] == ["ray>=2.52"]  # CVE-2025-62593
