@@ -34,6 +34,7 @@ from pipeline.arrow import flattened, read_batches, read_schema, row_offsets, to
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.files import Json, Stat, digest, hash_file, stat_of, unseal
 from pipeline.model import TOKENS
+from pipeline.split import ordered
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ def open_dataset(
 def require_split(path: Path, split: str | None) -> None:
     """Raise ConfigError where the dataset at `path` has no such split, or has splits and none is named."""
     manifest = unseal(path / "manifest.json") or {}
-    known = list(manifest.get("splits", {}))
+    known = [name for name, _ in ordered(manifest.get("splits", {}))]
     if known and split not in known:
         raise ConfigError(f"{str(path)!r} has the splits {', '.join(known)}: open one of them, as in split={known[0]!r}.")
     if manifest and not known and split is not None:

@@ -26,6 +26,7 @@ from typing import Any
 from pipeline import engine, files
 from pipeline.errors import ConfigError, ResourceError, from_os_error
 from pipeline.files import Json
+from pipeline.split import ordered
 from pipeline.temporary import alive, run_name
 
 File = tuple[os.PathLike[str], Json]  # a finished file of the cache and its receipt
@@ -125,7 +126,7 @@ def card(name: str, manifest: Json) -> bytes:
     rows, ids = manifest["rows"], manifest["ledger"]["encode"]["ids"]
     bounds = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
     size = next((text for bound, text in bounds if rows < bound), "n>10M")
-    data_files = [{"split": split, "path": f"{split}/data-*.arrow"} for split in manifest.get("splits", ())]
+    data_files = [{"split": split, "path": f"{split}/data-*.arrow"} for split, _ in ordered(manifest.get("splits", {}))]
     data_files = data_files or [{"split": "train", "path": "data-*.arrow"}]
     # Without `configs`, `load_dataset` of the pushed folder would take the JSON files for the data.
     data = DatasetCardData(

@@ -34,6 +34,7 @@ from pipeline import config as configs
 from pipeline.arrow import flags, list_values, read_batches, to_numpy
 from pipeline.files import Json, unseal
 from pipeline.show import spelt
+from pipeline.split import ordered
 from pipeline.temporary import run_name
 from pipeline.trace import Finished
 
@@ -46,6 +47,8 @@ MOST_DOCUMENTS = 1 << 20  # with more, the drawn windows do not say where they c
 SHOWN = 48  # tokens of a drawn window
 SOURCES = 20
 HUES = 24  # colours of tokens
+FATES = ("on", "added", "aside", "lost")  # of the parts of a bar
+COPIES = {"exact": "the same", "near": "nearly so"}
 UNRECORDED = ("engine", "cache", "output")  # groups that change no byte
 
 
@@ -66,11 +69,10 @@ def write(folder: Path, run: str) -> None:
 
 
 def _write(folder: Path, run: str, opened: type[Finished]) -> Path:
-    splits = {name: folder / name for name in (unseal(folder / "manifest.json") or {}).get("splits", ())}
-    for name, split in splits.items():
-        output.write_text(folder, f"{name}/{output.REPORT}", page(opened(split)), run)
-    compared = [(name, split, "") for name, split in splits.items()]
-    text = sweep_page(folder.name, compared, "Splits") if splits else page(opened(folder))
+    manifest = unseal(folder / "manifest.json") or {}
+    for name in manifest.get("splits", ()):
+        output.write_text(folder, f"{name}/{output.REPORT}", page(opened(folder / name)), run)
+    text = render("report.html", _whole(folder, manifest)) if manifest.get("splits") else page(opened(folder))
     output.write_text(folder, output.REPORT, text, run)
     return folder / output.REPORT
 
@@ -162,32 +164,65 @@ def _clean(value: Any) -> Any:
 
 def measure(dataset: Finished) -> Json:
     """All that the page of a dataset tells."""
-    manifest, record = dataset.manifest, _record(dataset.folder)
-    ledger = manifest["ledger"]
+    made, ledger, split = _made(dataset.folder, dataset.manifest), dataset.manifest["ledger"], dataset.manifest.get("split")
     use, words = _use(dataset)
     text, tokens = ledger["load"].get("text_bytes", 0), ledger["encode"]["tokens"]
-    return {
-        "name": manifest["name"],
-        "folder": dataset.folder.name,
-        "rows": dataset.rows,
-        "mode": dataset.window.mode,
-        "context_length": dataset.window.context_length,
-        "stride": dataset.window.stride or dataset.window.context_length,
-        "shift": manifest["shift"],
-        "ledger": [line.strip() for line in cli.ledger_lines(ledger)],
-        "documents": ledger["load"].get("documents", 0),
-        "text_bytes": text,
-        "tokens": tokens,
-        "targets": ledger["window"].get("targets", ledger["window"].get("kept", 0)),
-        "flow": flow(ledger),
-        "repeats": _repeats(dataset),
+    if split:
+        own = {"documents": ledger["arrange"][f"{split}_documents"], "text_bytes": ledger["selection"][f"{split}_bytes"]}
+        made |= own | {"tokens": ledger["window"]["tokens"]}
+    return made | {
+        "targets": _kept(ledger["window"]),
         "windows": _windows(dataset),
         "lengths": _lengths(dataset),
         "per_byte": tokens / text if text else None,
         "per_word": words,
         "use": use,
-        "unknown": ledger["encode"].get("unknown", 0),
         "embedding": _embedding(dataset, use["frequent"]),
+    }
+
+
+def _whole(folder: Path, manifest: Json) -> Json:
+    """All that the page of the folder of splits tells; what is in the rows stands on the page of each."""
+    ledger, disk = manifest["ledger"], manifest["files"]
+    splits = [
+        {
+            "name": name,
+            "documents": ledger["arrange"][f"{name}_documents"],
+            "ids": ledger["arrange"][f"{name}_ids"],
+            "rows": own["rows"],
+            "targets": _kept(own["ledger"]),
+            "disk": sum(note["bytes"] for file, note in disk.items() if file.startswith(f"{name}/")),
+        }
+        for name, own in ordered(manifest["splits"])
+    ]
+    targets = sum(own["targets"] for own in splits)
+    return _made(folder, manifest) | {"splits": splits, "targets": targets, "use": None, "windows": None}
+
+
+def _kept(counts: Json) -> int:
+    """Targets, or the tokens of rows that have none, from the counts of the stage `window`."""
+    return int(counts.get("targets", 0) + counts.get("kept", 0))
+
+
+def _made(folder: Path, manifest: Json) -> Json:
+    """What both kinds of page tell: how the dataset was made, and what became of the text."""
+    ledger, record, window = manifest["ledger"], _record(folder), manifest["config"]["window"]
+    text = ledger["load"].get("text_bytes", 0)
+    return {
+        "name": manifest["name"],
+        "split": manifest.get("split"),
+        "splits": [],
+        "rows": manifest["rows"],
+        "mode": window["mode"],
+        "context_length": window["context_length"],
+        "shift": manifest["shift"],
+        "documents": ledger["load"].get("documents", 0),
+        "text_bytes": text,
+        "tokens": ledger["encode"]["tokens"],
+        "unknown": ledger["encode"].get("unknown", 0),
+        "flow": flow(ledger, manifest.get("split")),
+        "mixture": [{"name": part, **manifest["mixture"][part]} for part in manifest["config"]["corpus"].get("parts") or ()],
+        "copies": _copies(manifest, unseal(folder.parent / "manifest.json") if manifest.get("split") else None),
         "stages": _stages(record, text),
         "record": {name: record.get(name) for name in ("started", "seconds", "cores", "host", "python", "platform")},
         "disk": sum(note["bytes"] for note in manifest["files"].values()),
@@ -220,11 +255,11 @@ def _flat(tree: Json, dotted: str = "") -> list[tuple[str, str]]:
     return found
 
 
-def flow(ledger: Json) -> list[Json]:
+def flow(ledger: Json, split: str | None = None) -> list[Json]:
     """The balance as bars, one below the other, each the sum of its parts: what goes on, what is added, what is lost.
 
-    A part is `(name, count, fate)`, with fate `on`, `added` or `lost`; parts of 0 are left out. The part that goes on is
-    the whole of the next bar.
+    A part is `(name, count, fate)`, with fate `on`, `added`, `aside` (in another split than this one) or `lost`; parts of 0
+    are left out. What goes on and what is added are the whole of the next bar.
     """
     load, encode, window = (ledger.get(stage, {}) for stage in ("load", "encode", "window"))
     blank = [(f"{kind} bytes dropped", load.get(f"dropped_{kind}_bytes", 0), "lost") for kind in ("blank", "undecodable")]
@@ -243,41 +278,38 @@ def flow(ledger: Json) -> list[Json]:
         ("Documents", "", [("kept", load.get("documents", 0), "on"), *dropped]),
         ("Token IDs", "", [("tokens", encode.get("tokens", 0), "on"), *((said, encode.get(part, 0), "added")
                            for part, said in cli.ADDED.items() if part != "tokens")]),
-        ("Choice of documents", "IDs", _chosen(ledger)),
+        ("Choice of documents", "IDs", _chosen(ledger.get("arrange", {}), split)),
         ("Use of the IDs", "", used),
         ("Slots of the rows", "", filled),
     ]  # fmt: skip
     made = []
     for title, unit, parts in bars:
         kept = [{"name": name, "count": count, "fate": fate} for name, count, fate in parts if count]
-        kept.sort(key=lambda part: ("on", "added", "lost").index(part["fate"]))
+        kept.sort(key=lambda part: FATES.index(part["fate"]))
         if total := sum(part["count"] for part in kept):
             made.append({"title": title, "unit": unit, "total": total, "parts": kept})
     return made
 
 
-def _chosen(ledger: Json) -> list[tuple[str, int, str]]:
+def _chosen(counts: Json, split: str | None) -> list[tuple[str, int, str]]:
     """The IDs of this dataset's documents, of other splits, and of documents that were left out; nothing where all stay."""
-    parts = []
-    for name, count in ledger.get("arrange", {}).items():
-        if name.endswith("_ids"):
-            own = count == ledger["window"].get("tokens")
-            fate = "lost" if name.startswith(("dropped_", "left_out_")) else "on" if own else "added"
-            parts.append((name.removesuffix("_ids").replace("_", " "), count, fate))
+    parts, repeated = [], counts.get("repeated", 0)
+    for name, said in cli.CHOSEN.items():
+        lost, own = name.startswith(("dropped_", "left_out_")), split is None or name == f"{split}_ids"
+        fate = "lost" if lost else "on" if own else "aside"
+        again = repeated if name in ("kept_ids", "train_ids") and name in counts else 0
+        parts += [(said, counts.get(name, 0) - again, fate), (f"{said} again", again, "added" if own else "aside")]
     return parts
 
 
-def _repeats(dataset: Finished) -> list[tuple[str, int]]:
-    """Documents by what was decided on them, and copies found across splits, as far as a run looked."""
-    said = [
-        (name.removesuffix("_documents").replace("_", " "), count)
-        for name, count in sorted(dataset.manifest["ledger"].get("arrange", {}).items())
-        if name.endswith("_documents")
-    ]
-    whole = unseal(dataset.folder.parent / "manifest.json") or {}  # of the folder of splits, where this is one of them
-    for split, facts in sorted((dataset.manifest.get("overlap") or whole.get("overlap") or {}).items()):
-        said += [(f"{kind} copies in {split} of documents in train", facts.get(kind, 0)) for kind in ("exact", "near")]
-    return said
+def _copies(manifest: Json, whole: Json | None) -> list[tuple[str, int]]:
+    """Documents left out as copies of others, and copies found across splits, as far as a run looked."""
+    counts = manifest["ledger"].get("arrange", {})
+    dropped = {name: said for name, said in cli.CHOSEN.items() if name.startswith("dropped_") and "duplicate" in name}
+    said = [(f"dropped: {text}", counts.get(name.replace("_ids", "_documents"), 0)) for name, text in dropped.items()]
+    for held, facts in ordered(manifest.get("overlap") or (whole or {}).get("overlap") or {}):
+        said += [(f"in {held}, and {how} in train", facts.get(kind, 0)) for kind, how in COPIES.items()]
+    return [(name, count) for name, count in said if count or not name.startswith("dropped")]
 
 
 def _windows(dataset: Finished) -> list[Json]:
@@ -518,12 +550,15 @@ def command(recorded: Json) -> str:
         apart = {}
         for choice in configs.options(group):
             content = load((configs.conf_dir() / group / f"{choice}.yaml").read_text("utf-8")) or {}
+            if content.get("parts", {}) not in ({}, given.get("parts")):
+                continue  # Hydra would add other parts to these, not replace them
             made = plain | content
             apart[choice] = {name: value for name, value in given.items() if made.get(name) != value}
         choice = min(apart, key=lambda name: (len(apart[name]), name != usual.get(group)))
         if choice != usual.get(group):
             words.append(f"{group}={choice}")
-        single += [f"{group}.{name}={_hydra(value)}" for name, value in sorted(apart[choice].items())]
+        for name, value in sorted(apart[choice].items()):
+            single.append(f"{'+' * isinstance(value, dict)}{group}.{name}={_hydra(value)}")
     if recorded.get("name") is not None:
         single.append(f"name={_hydra(recorded['name'])}")
     return " ".join(shlex.quote(word) for word in words + single)
@@ -549,46 +584,34 @@ WORDS = r"null|true|false|[+-]?(inf|nan)|[-.].*"  # which Hydra would not take a
 # -- a sweep ----------------------------------------------------------------------------------------------------
 
 
-def sweep_page(name: str, jobs: Iterable[tuple[str, Path | None, str]], kind: str = "Sweep") -> str:
-    """The page that compares jobs: of each its name, its folder (None where it failed), and what went wrong."""
+def sweep_page(name: str, jobs: Iterable[tuple[str, Path | None, str]]) -> str:
+    """The page that compares jobs: of each its name, its folder (None where it failed), and what went wrong.
+
+    A name such as `tokenizer=words,window.stride=64` is a column for each setting.
+    """
     compared = [_job(*job) for job in jobs]
-    done = [job for job in compared if job["rows"] is not None]
-    values = [dict(job["config"]) for job in done]
-    differing = sorted({key for value in values for key in value if len({other.get(key) for other in values}) > 1})
+    settings = list(dict.fromkeys(key for job in compared for key in job["settings"]))
     for job in compared:
-        settings = dict(job["config"])
-        job["settings"] = [settings.get(key, "") for key in differing]
         for figure in ("rows", "targets", "disk", "seconds"):
-            top = max((other[figure] or 0 for other in done), default=0) or 1
+            top = max((other[figure] or 0 for other in compared), default=0) or 1
             job[f"{figure}_share"] = round(100 * (job[figure] or 0) / top, 1)
-    return render(
-        "sweep.html",
-        {
-            "name": name,
-            "kind": kind,
-            "noun": "splits" if kind == "Splits" else "jobs",
-            "jobs": compared,
-            "differing": differing,
-        },
-    )
+    return render("sweep.html", {"name": name, "jobs": compared, "settings": settings})
 
 
 def _job(name: str, folder: Path | None, problem: str) -> Json:
-    nothing: Json = {"rows": None, "targets": None, "tail": None, "disk": None, "seconds": None, "lost": None, "config": []}
-    job = {"name": name, "problem": problem, "link": None, **nothing}
+    settings = dict(setting.split("=", 1) for setting in re.split(r",(?=[^,=]+=)", name) if "=" in setting)
+    nothing = dict.fromkeys(("rows", "targets", "disk", "seconds", "lost", "link"))
+    job: Json = {"name": name, "settings": settings or {"job": name}, "problem": problem, **nothing}
     manifest = unseal(folder / "manifest.json") if folder else None
     if folder is None or manifest is None:
         return job
-    counts = manifest["ledger"]["window"]
-    used = sum(counts.get(part, 0) for part in cli.USED)
-    kept = counts.get("targets", 0) + counts.get("kept", 0)
+    splits = [own["ledger"] for own in manifest.get("splits", {}).values()] or [manifest["ledger"]["window"]]
+    used, kept = sum(own.get(part, 0) for own in splits for part in cli.USED), sum(map(_kept, splits))
     return job | {
         "link": f"{folder.name}/{output.REPORT}" if (folder / output.REPORT).exists() else None,
         "rows": manifest["rows"],
         "targets": kept,
-        "tail": counts.get("tail", 0),
         "lost": 100 * (1 - kept / used) if used else 0.0,
         "disk": sum(note["bytes"] for note in manifest["files"].values()),
         "seconds": _record(folder).get("seconds"),
-        "config": _flat(manifest["config"]),
     }

@@ -302,7 +302,7 @@ def _first_of(hashes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 def report(found: dict[str, Any]) -> None:
     """Say how many documents of each held-out split are copies of documents in train."""
-    for held, facts in found.items():
+    for held, facts in split.ordered(found):
         many = facts["exact"] + facts["near"]
         log.log(
             logging.WARNING if many else logging.INFO,

@@ -40,6 +40,11 @@ def names(split: Split) -> tuple[str, ...]:
     return tuple(name for name in NAMES if shares[name] > 0) if shares["train"] < 1 else ()
 
 
+def ordered(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What is known of splits, by name, as they are always listed: train, validation, test."""
+    return sorted(found.items(), key=lambda item: NAMES.index(item[0]))
+
+
 def fractions(split: Split) -> dict[str, float]:
     """The share of each split. One that is not given is nothing; train, where not given, the rest."""
     held = {name: getattr(split, name) or 0.0 for name in NAMES[1:]}

@@ -32,6 +32,7 @@ from pipeline import config as configs
 from pipeline.arrow import adjoin, flags, numbers, read_batches, string_bytes, to_numpy
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.pretrained import SLOW
+from pipeline.split import ordered
 
 GAP = 1 << 20  # bytes or rows between two documents up to which one reading serves both
 AT_ONCE = 1 << 20  # rows looked through together
@@ -86,7 +87,7 @@ class Finished:
             )
         self.manifest = manifest
         if manifest.get("splits"):
-            inside = ", ".join(repr(str(folder / split)) for split in manifest["splits"])
+            inside = ", ".join(repr(str(folder / split)) for split, _ in ordered(manifest["splits"]))
             raise ConfigError(f"{str(folder)!r} holds splits, each a dataset of its own: name one of {inside}.")
         self.rows = int(manifest["rows"])
         self.window: configs.Window = self._settings(configs.Window)

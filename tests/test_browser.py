@@ -35,17 +35,19 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """The page of a dataset whose text is hostile, that of the sample, and that of a sweep."""
+    """The page of a split whose text is hostile, that of the sample, that of a sweep, and that of the hostile splits."""
     folder = tmp_path_factory.mktemp("pages")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        Path("evil <b>.txt").write_text(f"the ferry {CANARY} was late\n" * 40, "utf-8")
+        Path("evil <b>.txt").write_text("".join(f"the ferry {n} {CANARY} was late\n" for n in range(60)), "utf-8")
         evil = run(composed("output.report=true", "corpus=text", "corpus.paths=['evil <b>.txt']", "corpus.document=line",
-                            "name=evil", "tokenizer=words", "window.context_length=16"))  # fmt: skip
+                            "name=evil", "tokenizer=words", "window.context_length=16", "split.validation=0.3",
+                            "selection.duplicates=none"))  # fmt: skip
         sample = run(composed("output.report=true", "window.stride=128"))
         assert cli.exit_code(["-m", "window.context_length=32,64", "embedding=none", "name=sweep"]) == 0
-        yield [(folder / path) for path in
-               (evil.folder / "report.html", sample.folder / "report.html", Path("outputs/sweep/sweep.html"))]  # fmt: skip
+        names = (evil.folder / "train/report.html", sample.folder / "report.html", "outputs/sweep/sweep.html",
+                 evil.folder / "report.html")  # fmt: skip
+        yield [folder / name for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +161,23 @@ def test_a_job_of_a_sweep_is_one_click_away(pages, visit):
     page = visit(pages[2])
     page.click("a[href*='report.html']")
     assert page.said == [] and page.inner_text("h1") == "sweep"
+
+
+def test_the_jobs_of_a_sweep_are_sorted_by_the_heading_of_a_column(pages, visit):
+    page = visit(pages[2])
+    column = "[...document.querySelectorAll('tbody tr')].map((row) => row.cells[1].innerText)"
+    assert page.evaluate(column) == ["32", "64"]
+    page.focus("thead th:nth-child(2) button")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    assert page.evaluate(column) == ["64", "32"]
+    assert page.get_attribute("thead th:nth-child(2)", "aria-sort") == "descending"
+
+
+def test_the_marks_of_a_chart_are_told_by_the_arrow_keys_and_by_hovering(pages, visit):
+    page = visit(pages[1])
+    page.focus(".chart")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#tip").startswith("rank 1: ")
+    page.hover(".bar rect >> nth=0")
+    assert page.inner_text("#tip").startswith("IDs 0 to ")

@@ -11,7 +11,7 @@ import pytest
 from conftest import composed
 from pipeline import cli, report, tools
 from pipeline import config as configs
-from pipeline.files import seal, unseal
+from pipeline.files import unseal
 from pipeline.run import Outcome, run
 
 CANARY = "<script>window.canary=1</script><img src=x onerror=canary()>{{ 7*7 }}</style>&amp;'\""
@@ -178,6 +178,12 @@ def test_the_parts_of_each_bar_of_the_flow_make_its_whole_and_what_goes_on_is_th
         ["tokenizer=words", "window=prefix", "embedding=none", "name=x-1"],
         ["corpus=text", r"corpus.paths=['a b/*.txt','it\'s',\"null\",\"5\",'${x}']", "corpus.text_column='t,[x]: \"q\"'"],
         ["tokenizer.eos_token='<|end|>'", "tokenizer.pattern='[,.:;?_!\"()]|--|\\s'", "tokenizer.special_tokens=[' ','']"],
+        [
+            "corpus=text",
+            "corpus.name=ab",
+            "+corpus.parts={a:{paths:[a],weight:3.0},b:{paths:[b],format:csv}}",
+            "tokenizer=bytes",
+        ],
         ["vocabulary.append_eos=false", "embedding.embedding_dim=null", "corpus.encoding=utf-16"],
     ],
 )
@@ -218,30 +224,55 @@ def test_documents_that_were_left_out_or_repeated_are_told(at):
         "documents": 9, "ids": tokens + 50, "train_ids": tokens, "train_documents": 6, "test_ids": 40, "test_documents": 1,
         "dropped_near_duplicate_ids": 10, "dropped_near_duplicate_documents": 2,
     }  # fmt: skip
-    dataset.manifest["overlap"] = {"test": {"documents": 1, "exact": 1, "near": 0, "pairs": []}}
+    dataset.manifest["ledger"]["selection"] = {"train_bytes": 9}
+    dataset.manifest |= {"split": "train", "overlap": {"test": {"documents": 1, "exact": 1, "near": 0, "pairs": []}}}
     facts = report.measure(dataset)
     bar = next(bar for bar in facts["flow"] if bar["title"] == "Choice of documents")
     assert [(part["name"], part["count"], part["fate"]) for part in bar["parts"]] == [
-        ("train", tokens, "on"), ("test", 40, "added"), ("dropped near duplicate", 10, "lost"),
+        ("train", tokens, "on"), ("test", 40, "aside"), ("in near copies", 10, "lost"),
     ]  # fmt: skip
-    assert ("dropped near duplicate", 2) in facts["repeats"]
-    assert "exact copies in test of documents in train" in Page(report.page(dataset)).text
+    assert ("dropped: in near copies", 2) in facts["copies"]
+    assert "in test, and the same in train" in Page(report.page(dataset)).text
 
 
-def test_a_folder_of_splits_has_a_page_that_compares_them_and_each_has_its_own(at):
-    whole = run(composed(*SMALL, "name=train")).folder
-    folder = at / "outputs/both"
-    (at / "outputs/both").mkdir()
-    whole.rename(folder / "train")
-    run(composed(*SMALL, "name=test", "window.stride=4")).folder.rename(folder / "test")
-    (folder / "manifest.json").write_bytes(seal({"splits": {"train": {}, "test": {}}}))
-    report.write(folder, "run")
-    page = opened(folder)
+def test_a_dataset_of_splits_has_a_page_that_lists_them_in_order_and_each_has_its_own(at):
+    (at / "in.txt").write_text("\n".join(f"line {n} of many in the fog" for n in range(300)), "utf-8")
+    folder = made("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=words", *SMALL,
+                  "split.validation=0.2", "split.test=0.2", "name=whole").folder  # fmt: skip
+    whole, manifest = opened(folder), unseal(folder / "manifest.json")
+    require_alone(whole)
+    assert "Dataset of 3 splits" in whole.text and f"{manifest['rows']:,}" in whole.text
+    links = [a["href"] for tag, a in whole.tags if tag == "a" and "report.html" in (a["href"] or "")]
+    assert links == [f"{split}/report.html" for split in ("train", "validation", "test")]
+    for split, own in manifest["splits"].items():
+        page = opened(folder / split)
+        require_alone(page)
+        assert f"{own['ledger']['targets']:,}" in page.text and own["ledger"]["tokens"] > 0
+        assert "../report.html" in {a.get("href") for _, a in page.tags}
+    assert sorted(path.parent.name for path in report.report(folder)) == ["whole"]
+
+
+def test_the_parts_of_a_mixture_are_told_as_asked_and_as_achieved(at):
+    for name in ("a", "b"):
+        (at / f"{name}.txt").write_text("\n".join(f"{name} {n} in the fog" for n in range(60)), "utf-8")
+    parts = "{a:{paths:[a.txt],document:line,weight:3},b:{paths:[b.txt],document:line,weight:1,max_repetitions:2}}"
+    outcome = made("corpus=text", f"+corpus.parts={parts}", "corpus.name=ab", "tokenizer=bytes", *SMALL)
+    page = opened(outcome.folder)
     require_alone(page)
-    assert "2 splits" in page.text and "window.stride" in page.text
-    for split in ("train", "test"):
-        require_alone(opened(folder / split))
-        assert f"{split}/report.html" in {a.get("href") for _, a in page.tags}
+    for share in ("75.00 %", f"{100 * outcome.mixture['b']['achieved']:.2f} %"):
+        assert share in page.text
+    bar = next(bar for bar in report.measure(report.Trusted(outcome.folder))["flow"] if bar["title"] == "Choice of documents")
+    assert bar["total"] == outcome.ledger["encode"]["ids"] + outcome.ledger["arrange"]["repeated"]
+
+
+def test_a_sweep_of_datasets_with_splits_has_a_column_for_each_setting(at):
+    (at / "in.txt").write_text("\n".join(f"line {n} of many in the fog" for n in range(300)), "utf-8")
+    arguments = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=words", "embedding=none"]
+    assert cli.exit_code(["-m", *arguments, "window.context_length=8", "split.validation=0,0.2", "window.stride=2,4"]) == 0
+    text = (at / "outputs/text/sweep.html").read_text("utf-8")
+    require_alone(Page(text))
+    assert text.count('<a href="split.validation%3D0') == 4 and "window=" not in text
+    assert text.count(".<wbr>") == 2  # split.validation, window.stride
 
 
 def test_a_failed_job_of_a_sweep_says_why():

@@ -36,6 +36,7 @@ from pipeline.dataset import WindowDataset, open_dataset
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.exports.source import Source
 from pipeline.exports.target import MANIFEST, Target
+from pipeline.split import ordered
 
 FORMATS = ("nanogpt", "megatron", "mds", "litdata", "parquet", "webdataset")
 
@@ -80,7 +81,7 @@ def splits(path: Path, verify: str = "touch") -> dict[str, WindowDataset]:
     """The splits of a finished dataset by name, each a dataset of its own; what was not split is `train`."""
     manifest = files.unseal(path / "manifest.json")
     if manifest and manifest.get("splits"):
-        return {split: open_dataset(path / split, verify=verify) for split in manifest["splits"]}
+        return {split: open_dataset(path / split, verify=verify) for split, _ in ordered(manifest["splits"])}
     return {"train": open_dataset(path, verify=verify)}
 
 

@@ -14,6 +14,25 @@
   document.addEventListener("pointerover", (event) => tell(event.target.closest && event.target.closest("[data-tip]")));
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") tell(null); });
 
+  for (const table of document.querySelectorAll(".sortable")) {
+    const heads = [...table.querySelectorAll("thead th")], body = table.querySelector("tbody");
+    const value = (row, at) => { const cell = row.cells[at]; return cell && "value" in cell.dataset ? cell.dataset.value : ""; };
+    heads.forEach((head, at) => {
+      const button = document.createElement("button");
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const up = head.getAttribute("aria-sort") !== "ascending", order = new Intl.Collator(undefined, { numeric: true });
+        for (const other of heads) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const number = (text) => text !== "" && isFinite(text);
+        const compare = (a, b) => number(a) && number(b) ? a - b : order.compare(a, b);
+        const rows = [...body.rows].sort((a, b) => (up ? 1 : -1) * compare(value(a, at), value(b, at)));
+        body.append(...rows);
+      });
+    });
+  }
+
   for (const list of document.querySelectorAll(".tokens, .chart")) {
     const items = [...list.querySelectorAll("[data-tip]")];
     let at = -1;
