@@ -284,7 +284,12 @@ def _init(how: Engine) -> Any:
         import ray
     except ImportError as error:
         raise ImportError("it needs a library: pip install 'pretraining-pipeline[ray]'.") from error
-    ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.CRITICAL)
+    try:
+        ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.CRITICAL)
+    except Exception as error:
+        raise ConnectionError(
+            f"{_first_line(error).rstrip('.')}. Is it running (`ray start`), and are RAY_AUTH_MODE and token the same there?"
+        ) from error
     return ray
 
 
