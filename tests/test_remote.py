@@ -3,13 +3,19 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import composed
+import s3
+from conftest import ROOT, composed
 from pipeline import remote
 from pipeline.cache import Cache, Entry
 from pipeline.config import Config
@@ -232,3 +238,144 @@ def test_a_shard_that_is_damaged_in_the_store_is_healed_in_the_run_with_one_warn
     assert len([r for r in caplog.records if "damaged" in r.getMessage()]) == 1
     mine, theirs = digests(healed.folder), digests(first.folder)
     assert {n: h for n, h in mine.items() if n[:4] == "data"} == {n: h for n, h in theirs.items() if n[:4] == "data"}
+
+
+# -- a bucket ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[s3.Server]:
+    with s3.serving() as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(server: s3.Server, at: Path) -> Iterator[Any]:
+    """An empty bucket, and a.txt in the working directory."""
+    Path("a.txt").write_text(LINES)
+    forget()
+    with s3.bucket(server) as client:
+        yield client
+    forget()
+
+
+def start(scratch: str, name: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    """A run in a process of its own, with the bucket as its cache."""
+    arguments = [*SMALL, f"name={name}", f"cache.dir={scratch}", "cache.remote=s3://bucket/cache", "output.report=false"]
+    command = [sys.executable, "-m", "pipeline", *arguments, *overrides]
+    known = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=100)
+    return process.returncode, said
+
+
+def data(folder: Path | str) -> dict[str, str]:
+    return {name: sha for name, sha in digests(Path(folder)).items() if name not in ("manifest.json", "README.md")}
+
+
+@pytest.mark.slow
+def test_a_bucket_gives_the_same_bytes_and_another_machine_fetches_only_what_it_needs(
+    bucket: Any, server: s3.Server, at: Path
+) -> None:
+    plain = run(settings("name=plain", "cache.dir=plain"))
+    first = run(settings("name=first", "cache.dir=one", "cache.remote=s3://bucket/cache"))
+    assert data(first.folder) == data(plain.folder)
+    assert not server.fetched()  # what was made here is read here
+    forget()
+    server.asked.clear()
+    again = run(settings("name=again", "cache.dir=two", "cache.remote=s3://bucket/cache"))
+    assert set(states(again).values()) == {"cached"} and data(again.folder) == data(plain.folder)
+    fetched = server.fetched()
+    assert {path.split("/")[3] for path in fetched} == {"encode", "embed"} and len(fetched) == len(set(fetched))
+    assert [path for path in fetched if "/encode/" in path] == [p for p in fetched if p.endswith("/documents.arrow")]
+    assert not [path for method, path in server.asked if method == "PUT" and not path.endswith(".used")]
+    written = "".join(path.read_text(errors="replace") for path in at.rglob("*.json"))
+    assert "testing" not in written and "bucket" not in written
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_from_the_bucket_alone(bucket: Any, server: s3.Server, at: Path) -> None:
+    plain = run(settings("name=plain", "cache.dir=plain"))
+    killed = start("one", "killed")
+    put = re.compile(r"/encode/\w+/\.\d+\.arrow\.receipt")
+    while len([1 for method, path in list(server.asked) if method == "PUT" and put.search(path)]) < 2:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    shutil.rmtree("one")
+    server.asked.clear()
+    forget()
+    again = run(settings("name=again", "cache.dir=two", "cache.remote=s3://bucket/cache"))
+    made, total = re.fullmatch(r"computed (\d+) of (\d+) shards", states(again)["encode"]).groups()  # type: ignore[union-attr]
+    assert int(made) <= int(total) - 2 and data(again.folder) == data(plain.folder)
+    puts = [path for method, path in server.asked if method == "PUT" and re.search(r"/encode/\w+/\d+\.arrow$", path)]
+    assert len(puts) == int(made)
+
+
+@pytest.mark.slow
+def test_a_flipped_byte_is_healed_and_said_once(bucket: Any, caplog: pytest.LogCaptureFixture) -> None:
+    first = run(settings("name=first", "cache.dir=one", "cache.remote=s3://bucket/cache"))
+    store = Store("s3://bucket/cache")
+    name = next(name for name in store.listed() if re.fullmatch(r"embed/\w+/00000000\.arrow", name))
+    flipped = bytearray(store.read(name) or b"")
+    flipped[len(flipped) // 2] ^= 1
+    store.put(name, bytes(flipped))
+    forget()
+    caplog.clear()
+    again = run(settings("name=again", "cache.dir=two", "cache.remote=s3://bucket/cache"))
+    assert data(again.folder) == data(first.folder) and states(again)["embed"].startswith("computed")
+    assert len([record for record in caplog.records if "damaged" in record.getMessage()]) == 1
+    assert hashlib.sha256(store.read(name) or b"").hexdigest() != hashlib.sha256(flipped).hexdigest()
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_on_two_scratches_give_the_same_bytes(bucket: Any) -> None:
+    both = [start("one", "first"), start("two", "second", "engine=processes")]
+    assert [ended(process)[0] for process in both] == [0, 0]
+    assert data("outputs/first") == data("outputs/second")
+    forget()
+    assert set(states(run(settings("name=again", "cache.dir=three", "cache.remote=s3://bucket/cache"))).values()) == {"cached"}
+
+
+@pytest.mark.slow
+def test_a_server_that_fails_in_the_middle_ends_the_run_with_5_and_the_next_one_finishes(
+    bucket: Any, server: s3.Server
+) -> None:
+    plain = run(settings("name=plain", "cache.dir=plain"))
+    seen: list[str] = []
+
+    def fails(method: str, path: str) -> bool:
+        seen.append(path)
+        return len([1 for p in seen if "/tokenize/" in p]) > 16
+
+    server.fails = fails
+    code, said = ended(start("one", "first", AWS_MAX_ATTEMPTS="1"))
+    last = said.strip().splitlines()[-1]
+    assert code == 5 and last.startswith("error: 's3://bucket/cache' cannot be reached or read") and "run again" in last, said
+    assert "Traceback" not in said and "testing" not in said
+    server.fails = lambda method, path: False
+    forget()
+    again = run(settings("name=again", "cache.dir=one", "cache.remote=s3://bucket/cache"))
+    assert states(again)["load"] == "cached" and re.fullmatch(r"computed \d+ of \d+ shards", states(again)["tokenize"])
+    assert data(again.folder) == data(plain.folder)
+    gone = ended(start("two", "gone", AWS_MAX_ATTEMPTS="1", AWS_ENDPOINT_URL="http://127.0.0.1:9"))
+    assert gone[0] == 5 and "cannot be reached" in gone[1]
+
+
+@pytest.mark.slow
+def test_a_scratch_smaller_than_the_cache_is_enough(bucket: Any) -> None:
+    plain = run(settings("name=plain", "cache.dir=plain", "embedding=none"))
+    bound = 60_000
+    small = run(settings("name=small", "cache.dir=one", "cache.remote=s3://bucket/cache", f"cache.scratch_bytes={bound}",
+                         "embedding=none", "engine=serial"))  # fmt: skip
+    assert data(small.folder) == data(plain.folder)
+    kept = [path.stat() for path in Path("one").glob("*/*/0*.arrow")]
+    assert (
+        sum(state.st_size for state in kept if state.st_nlink == 1)
+        <= bound
+        < sum(size for size, _ in Store("s3://bucket/cache").listed("load").values())
+    )
