@@ -157,9 +157,10 @@ def test_contention_is_what_two_workers_took_over_what_they_would_alone(costs):
 def test_a_shard_waits_for_what_is_shortest(costs):
     work = Work("ids", 100, compute=1.0, moved=1e9)
     free = Cluster(10, cores=4, network=1e12, storage=1e15, stream=1e9)
-    assert work.seconds(free) == 2.0 and work.bound(free) == "processor"
-    assert work.seconds(replace(free, network=1e9)) == 4.0 and work.bound(replace(free, network=1e9)) == "network"
-    assert work.seconds(replace(free, storage=1e9)) == 40.0 and work.bound(replace(free, storage=1e9)) == "storage"
+    assert work.seconds(free) == 2.0 and work.bound(free, 0.0) == "processor"
+    assert work.seconds(replace(free, network=1e9)) == 4.0 and work.bound(replace(free, network=1e9), 0.0) == "network"
+    assert work.seconds(replace(free, storage=1e9)) == 40.0 and work.bound(replace(free, storage=1e9), 0.0) == "storage"
+    assert work.bound(free, 0.1) == "driver"
 
 
 def test_more_nodes_never_take_longer(costs):

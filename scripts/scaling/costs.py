@@ -9,6 +9,7 @@ many small files            ─▶ seconds and bytes of memory that a file costs
 """
 
 import heapq
+import itertools
 import json
 import os
 import shutil
@@ -16,9 +17,10 @@ import statistics
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +40,7 @@ FILES = 1500  # small files, from which the cost of a file is told
 SMALL = 100  # bytes of each
 COUNTS = {"bos": 0, "eos": 442, "ids": 1157525, "rows": 442, "tokens": 1157083, "unknown": 0}  # as `encode` notes them
 DOCUMENTS = 1_000_000  # tiny ones, from which the cost of a document is told
-TASKS = 2000  # of nothing, from which the cost of a task is told
+TASKS = 5000  # of nothing, from which the cost of a task is told
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def measure_costs(small: Corpus, corpus: Corpus, work: Path, assets: Path, round
     shutil.rmtree(work / "out", ignore_errors=True)
     say("many small files, the source, tasks of nothing")
     costs = conclude(runs, base | many_files(work), many_documents(work), hash_rate(corpus.jsonl))
-    return replace(costs, contention={"1": 1.0, "2": contention(costs, pairs)}, engines=engines())
+    return replace(costs, contention={"1": 1.0, "2": contention(costs, pairs)}, engines=engines(work))
 
 
 def conclude(runs: Sequence[Run], files: dict[str, float], documents: dict[str, float], hashing: float) -> Costs:
@@ -414,19 +416,40 @@ def nothing(payload: bytes, item: int) -> int:
     return item
 
 
-def engines() -> dict[str, Line]:
-    """Seconds to start each engine with two workers, and a task: in turn given out, done and collected."""
+def engines(work: Path) -> dict[str, Line]:
+    """Seconds to start each engine with two workers, and a task: in turn given out, done and collected.
+
+    Ray on a cluster of its own, where it is installed; one job of an array that is alone.
+    """
     from pipeline import engine
+    from pipeline.array import joined
+    from pipeline.cache import Cache
     from pipeline.config import Engine
 
+    function = partial(nothing, bytes(2400))  # as large as the function that a phase gives its engine
+
+    def taken(tasks: Callable[[int], Iterable[int]], count: int) -> float:
+        started = time.perf_counter()
+        if sum(1 for _ in tasks(count)) != count:
+            raise BenchmarkError(f"an engine gave other than {count} results")
+        return time.perf_counter() - started
+
+    def line(tasks: Callable[[int], Iterable[int]]) -> Line:
+        first, few, many = taken(tasks, 2), taken(tasks, 2), taken(tasks, TASKS)
+        return Line(float(f"{first:.4g}"), float(f"{max(0.0, many - few) / (TASKS - 2):.4g}"))
+
+    kinds = ["serial", "threads", "processes"] + ["ray"] * bool(find_spec("ray") and find_spec("pipeline.cluster"))
+    settings = {"ray": {"address": "local"}}
     found = {}
-    work = partial(nothing, bytes(2400))  # as large as the function that a phase gives its engine
-    for kind in ("serial", "threads", "processes"):
-        taken = []
-        for count in (2, TASKS + 2):
-            started = time.perf_counter()
-            for _ in engine.run(Engine(kind, 2), work, range(count)):
-                pass
-            taken.append(time.perf_counter() - started)
-        found[kind] = Line(float(f"{taken[0]:.4g}"), float(f"{max(0.0, taken[1] - taken[0]) / TASKS:.4g}"))
+    for kind in kinds:
+        how = Engine(kind, 2, **settings.get(kind, {}))
+        found[kind] = line(lambda count, how=how: engine.run(how, function, range(count)))
+    cache, serial = Cache.open(work / "array"), itertools.count()
+    try:
+        with joined(cache, Engine("array", 2, id="measured", index=0, count=1)) as array:
+            assert array is not None
+            found["array"] = line(lambda count: array.run(f"nothing-{next(serial)}", function, range(count)))
+    finally:
+        cache.close()
+        shutil.rmtree(work / "array", ignore_errors=True)
     return found

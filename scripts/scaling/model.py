@@ -9,20 +9,22 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scripts.scaling.costs import MIB, Costs, makespan
+from pipeline import plan, window
+from scripts.scaling.costs import Costs, makespan
 
-SHARDS, LEAST = 16, 4 * MIB  # of a small corpus, as in pipeline/plan.py
-ROWS = 16 * MIB  # bytes of rows in a file, as in pipeline/window.py
+ROWS = window.SHARD  # bytes of rows in a file
+MOST = 1 << 16  # shards in a phase
+ROUNDS = 4  # shards to a worker at least, so that none waits long for the last
 LOCAL = ("read", "write")  # components that are this machine's page cache and disk
 
 
 def shard_sizes(total: float, shard_bytes: float) -> list[float]:
     """Bytes of each shard of one file of `total` bytes: as many as make `shard_bytes`, and a rest where it is over a quarter.
 
-    >>> [size / MIB for size in shard_sizes(70 * MIB, 4 * MIB)][-2:], len(shard_sizes(70 * MIB, 4 * MIB))
-    ([4.375, 4.375], 16)
+    >>> [size / 2**20 for size in shard_sizes(17 * 2**20, 8 * 2**20)]
+    [4.0, 4.0, 4.0, 5.0]
     """
-    size = min(shard_bytes, max(total / SHARDS, LEAST))
+    size = min(shard_bytes, max(total / plan.SHARDS, plan.LEAST))
     count = max(1, math.ceil(total / size - 1e-9))
     rest = total - size * (count - 1)
     if count > 1 and rest <= size / 4:
@@ -101,9 +103,9 @@ class Work:
         """Seconds of a shard then: what it waits for longest."""
         return max(self.waits(cluster).values())
 
-    def bound(self, cluster: Cluster) -> str:
-        """What that is."""
-        waits = self.waits(cluster)
+    def bound(self, cluster: Cluster, per_task: float) -> str:
+        """What the phase waits for: that, or a driver that takes so long to hand out one task."""
+        waits = self.waits(cluster) | {"driver": per_task * min(cluster.workers, self.shards)}
         return max(waits, key=lambda name: waits[name])
 
     def within(self, cluster: Cluster) -> float:
@@ -115,14 +117,17 @@ class Work:
         return max(self.seconds(cluster) * rounds, self.alone(cluster)) + (self.alone(cluster) if rounds > 1 else 0.0)
 
 
-def phases(costs: Costs, source: float, shard_bytes: float, rows_bytes: float = ROWS) -> list[Work]:
-    """Both phases over a corpus of `source` bytes. A shard computes as on this machine with two workers."""
+def phases(costs: Costs, source: float, shard_bytes: float) -> list[Work]:
+    """Both phases over a corpus of `source` bytes. A shard computes as on this machine with two workers.
+
+    Shards are larger where there would be more than about MOST of them.
+    """
     slower = costs.contention["2"]
     share = source / costs.corpus["bytes"]
     rows = share * costs.corpus["rows_bytes"]
     made = []
-    for name, total, size in (("ids", source, shard_bytes), ("windows", rows, rows_bytes)):
-        count = max(1, round(total / size))
+    for name, total, size in (("ids", source, shard_bytes), ("windows", rows, ROWS)):
+        count = max(1, min(MOST, round(total / size)))
         each = total / count
         compute = slower * sum(line(each) for part, line in getattr(costs, name).items() if part not in LOCAL)
         written = sum(costs.stored[s](each) for s in (("load", "tokenize", "encode") if name == "ids" else ("window",)))
@@ -159,10 +164,10 @@ def foretell_cluster(costs: Costs, cluster: Cluster, source: float, shard_bytes:
     return found | {name: alone[name] for name in ("documents", "manifests", "folder")}
 
 
-def best_shard(costs: Costs, cluster: Cluster, source: float, per_task: float, most: int = 1 << 20) -> int:
-    """The size of shard, a power of two of MiB, with which that is fastest; of at most `most` shards."""
-    sizes = [MIB << power for power in range(2, 13) if source / (MIB << power) <= most]
-    return min(sizes, key=lambda size: sum(foretell_cluster(costs, cluster, source, size, per_task).values()))
+def best_shard(costs: Costs, cluster: Cluster, source: float, per_task: float) -> int:
+    """The size of shard, 16 MiB or a larger power of two, with which that is fastest, at least ROUNDS shards to a worker."""
+    sizes = [size for power in range(9) if MOST >= source / (size := ROWS << power) >= ROUNDS * cluster.workers]
+    return min(sizes or [ROWS], key=lambda size: sum(foretell_cluster(costs, cluster, source, size, per_task).values()))
 
 
 def found_again(costs: Costs, cluster: Cluster, source: float, shard_bytes: float, nodes: int) -> dict[str, float]:
@@ -184,7 +189,7 @@ def found_again(costs: Costs, cluster: Cluster, source: float, shard_bytes: floa
 def stored(costs: Costs, source: float, shard_bytes: float) -> dict[str, float]:
     """Bytes by stage."""
     share = source / costs.corpus["bytes"]
-    shards = source / shard_bytes
+    shards = min(MOST, source / shard_bytes)
     found = {stage: costs.stored[stage](source, shards) for stage in ("load", "tokenize", "encode")}
     return found | {"documents": 36 * share * costs.corpus["documents"], "window": share * costs.corpus["rows_bytes"]}
 

@@ -6,12 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import MANIFEST_LIMIT
 from scripts.benchmark.report import digits
 from scripts.scaling import check
-from scripts.scaling.costs import MIB, Costs
-from scripts.scaling.model import ROWS, Cluster, driver, foretell_cluster, found_again, memory, phases, stored
-from scripts.scaling.scenarios import HOURS, NODES, SOURCES, TB, per_task
+from scripts.scaling.costs import Costs
+from scripts.scaling.model import Cluster, best_shard, driver, foretell_cluster, found_again, memory, phases, stored
+from scripts.scaling.scenarios import CLUSTERS, HOURS, SOURCES, TB, Scenario, per_task
 
 MARK = re.compile(r"(<!-- scaling: (\w+) -->\n).*?(<!-- end -->)", re.S)
 ABOUT = {
@@ -47,13 +46,13 @@ def duration(seconds: float) -> str:
     """For a person.
 
     >>> duration(0.0123), duration(12.34), duration(1234), duration(12345)
-    ('0.012 s', '12.3 s', '21 min', '3.4 h')
+    ('0.012 s', '12.3 s', '20.6 min', '3.43 h')
     """
     if seconds < 1:
         return f"{seconds:.2g} s"
     if seconds < 600:
         return f"{digits(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{digits(seconds / 60)} min" if seconds < 7200 else f"{digits(seconds / 3600)} h"
 
 
 def size(number: float) -> str:
@@ -66,6 +65,12 @@ def size(number: float) -> str:
         if number >= of:
             return f"{digits(number / of)} {unit}"
     return f"{number:.0f} B"
+
+
+def _middle(simulated: dict[str, Any], source: float) -> Scenario:
+    """The scenario of a corpus on 100 nodes."""
+    found: Scenario = next(s for s in simulated["scenarios"] if s.source == source and s.nodes == CLUSTERS[1].nodes)
+    return found
 
 
 # -- tables -----------------------------------------------------------------------------------------------
@@ -121,8 +126,8 @@ def times(simulated: dict[str, Any]) -> str:
         rows.append(
             [
                 f"{one.source / TB:.0f} TB",
-                f"{one.nodes:,}",
-                f"{one.shard_bytes // MIB} MiB",
+                f"{one.nodes:,}" + (f", {one.storage / 1e12:.0f} TB/s" if one.storage != CLUSTERS[0].storage else ""),
+                size(one.source / one.shards),
                 f"{one.shards:,}",
                 duration(p["plan"]),
                 f"{duration(p['ids'])} ({one.bound['ids']})",
@@ -151,8 +156,7 @@ def times(simulated: dict[str, Any]) -> str:
 
 def storage(costs: Costs, simulated: dict[str, Any]) -> str:
     """Bytes by stage."""
-    chosen = {one.source: one for one in simulated["scenarios"] if one.nodes == NODES[1]}
-    found = {source: stored(costs, source, one.shard_bytes) for source, one in chosen.items()}
+    found = {source: stored(costs, source, _middle(simulated, source).shard_bytes) for source in SOURCES}
     names = list(next(iter(found.values())))
     rows = [[name, *(size(found[source][name]) for source in found)] for name in names]
     rows.append(["**all**", *(size(sum(found[source].values())) for source in found)])
@@ -163,6 +167,8 @@ def driver_memory(costs: Costs, simulated: dict[str, Any]) -> str:
     """What the driver holds."""
     rows = []
     for one in simulated["scenarios"]:
+        if one.storage != CLUSTERS[0].storage:
+            continue
         rows.append(
             [
                 f"{one.source / TB:.0f} TB",
@@ -183,7 +189,7 @@ def limits(costs: Costs, simulated: dict[str, Any]) -> str:
     """From how many nodes on more of them help little."""
     rows = []
     for source in SOURCES:
-        one = next(s for s in simulated["scenarios"] if s.source == source and s.nodes == NODES[1])
+        one = _middle(simulated, source)
         cluster = Cluster(1)
         work = phases(costs, source, one.shard_bytes)
         alone = driver(costs, cluster, source, work, per_task(costs, "ray"))
@@ -223,26 +229,11 @@ def lost_drivers(costs: Costs, simulated: dict[str, Any]) -> str:
     """What the same command takes again."""
     rows = []
     for source in SOURCES:
-        one = next(s for s in simulated["scenarios"] if s.source == source and s.nodes == NODES[1])
+        one = _middle(simulated, source)
         cluster = Cluster(one.nodes)
         found = [found_again(costs, cluster, source, one.shard_bytes, nodes) for nodes in (1, one.nodes)]
         rows += [[f"{source / TB:.0f} TB", when, duration(found[0][when]), duration(found[1][when])] for when in found[0]]
     return table(["text, 100 nodes", "lost when", "Ray", "array"], rows, 2)
-
-
-def walls(costs: Costs) -> str:
-    """What ends before the machines do, and at how much text."""
-    rows_of = costs.corpus["rows_bytes"] / costs.corpus["bytes"]
-    files = MANIFEST_LIMIT / costs.memory["manifest"]
-    room = (64e9 - costs.memory["base"]) / (costs.memory["receipt"] + costs.memory["sealing"])
-    per_file = costs.finish.each + costs.folder.each
-    told = [
-        ("a manifest of 64 MiB, more than is read back", files),
-        ("an hour of manifests and links", 3600 / per_file),
-        ("64 GB of the driver's memory", room),
-    ]
-    rows = [[what, f"{count:,.0f}", size(count * ROWS / rows_of)] for what, count in told]
-    return table(["reached", "files of rows, 16 MiB each", "text"], rows)
 
 
 def blocks(costs: Costs, found: Sequence[check.Checked], simulated: dict[str, Any]) -> dict[str, str]:
@@ -258,7 +249,6 @@ def blocks(costs: Costs, found: Sequence[check.Checked], simulated: dict[str, An
         "limits": limits(costs, simulated),
         "losses": losses(costs, simulated),
         "drivers": lost_drivers(costs, simulated),
-        "walls": walls(costs),
     }
 
 
@@ -292,16 +282,16 @@ def plot_nodes(costs: Costs, simulated: dict[str, Any], path: Path) -> None:
     """Hours over nodes: in all, and what is the driver's alone."""
 
     def draw(axes: Any) -> None:
-        nodes = [round(10 ** (x / 8)) for x in range(0, 29)]
+        task, nodes = per_task(costs, "ray"), [round(10 ** (x / 8)) for x in range(0, 29)]
         for source, colour in zip(SOURCES, ("tab:blue", "tab:orange"), strict=True):
-            one = next(s for s in simulated["scenarios"] if s.source == source and s.nodes == NODES[1])
-            parts = [foretell_cluster(costs, Cluster(n), source, one.shard_bytes, per_task(costs, "ray")) for n in nodes]
+            clusters = [(cluster := Cluster(n), best_shard(costs, cluster, source, task)) for n in nodes]
+            parts = [foretell_cluster(costs, cluster, source, size, task) for cluster, size in clusters]
             name = f"{source / TB:.0f} TB"
             axes.plot(nodes, [sum(p.values()) / 3600 for p in parts], color=colour, label=f"{name}: in all")
             axes.plot(
                 nodes, [(p["ids"] + p["windows"]) / 3600 for p in parts], color=colour, ls="--", label=f"{name}: both phases"
             )
-            drawn = [s for s in simulated["scenarios"] if s.source == source]
+            drawn = [s for s in simulated["scenarios"] if s.source == source and s.storage == CLUSTERS[0].storage]
             middle, low, high = ([s.simulated["ray"][i] / 3600 for s in drawn] for i in range(3))
             reach = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
             axes.errorbar([s.nodes for s in drawn], middle, yerr=reach, color=colour, fmt="o", ms=4)

@@ -18,7 +18,7 @@ from scripts.scaling.simulate import Batch, Story, bundled, draw, simulate
 
 TB = 1e12
 SOURCES = (1 * TB, 50 * TB)
-NODES = (10, 100, 1000)
+CLUSTERS = (Cluster(10), Cluster(100), Cluster(1000), Cluster(1000, storage=1e12))
 ENGINES = ("ray", "array")
 HOURS = (10_000, 1000, 100, 30, 10, 3)  # between two failures of a node
 MORE_PARTS = 8  # of an array, for each node
@@ -33,6 +33,7 @@ class Scenario:
 
     source: float  # bytes of text
     nodes: int
+    storage: float  # bytes a second
     shard_bytes: int
     shards: int
     windows: int  # shards of the second phase
@@ -89,11 +90,12 @@ def scenario(costs: Costs, source: float, cluster: Cluster, seeds: int) -> Scena
     return Scenario(
         source,
         cluster.nodes,
+        cluster.storage,
         size,
         work[0].shards,
         work[1].shards,
         {name: round(seconds, 2) for name, seconds in parts.items()},
-        {one.name: one.bound(cluster) for one in work},
+        {one.name: one.bound(cluster, task) for one in work},
         simulated,
         round(statistics.mean(story.failures for story in stories), 2),
         round(cluster.cores * statistics.mean(story.lost for story in stories), 1),
@@ -137,10 +139,10 @@ def all_of_them(costs: Costs, seeds: int) -> dict[str, Any]:
     """Every scenario, the loss of a node, and how it goes when nodes fail often."""
     scenarios = []
     for source in SOURCES:
-        for nodes in NODES:
-            scenarios.append(scenario(costs, source, Cluster(nodes), seeds))
-            say(f"{source / TB:.0f} TB on {nodes} nodes: {scenarios[-1].simulated}")
-    middle = Cluster(100)
+        for cluster in CLUSTERS:
+            scenarios.append(scenario(costs, source, cluster, seeds))
+            say(f"{source / TB:.0f} TB on {cluster.nodes} nodes: {scenarios[-1].simulated}")
+    middle = CLUSTERS[1]
     return {
         "seeds": seeds,
         "assumed": asdict(middle),
