@@ -78,6 +78,7 @@ from pipeline.temporary import alive, run_name, sweep
 
 log = logging.getLogger(__name__)
 
+LONG = 1 << 30  # bytes: more than this is hashed by all who take part
 GC_PATIENCE = 10.0  # seconds that a run waits for a gc that may have died on another machine
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -422,8 +423,10 @@ class Entry:
             note = manifest["files"].get(name)
         return note
 
-    def verified(self, workers: int = 1) -> Json | None:
+    def verified(self, workers: int = 1, together: Callable[..., list[bool]] | None = None) -> Json | None:
         """The manifest, after every file has been hashed, in so many threads, and found as published; else None.
+
+        `together` shares out the hashing of a large entry: `Line.together`.
 
         Where a file is damaged it is set aside and the entry goes back to receipts for its good files, so that
         only the rest is computed again. Where all is well nothing needs to be written. Raises IntegrityError
@@ -435,9 +438,13 @@ class Entry:
             return None
         if shelf := self.shelf:
             return manifest if shelf.complete(manifest, workers) else None
-        files = manifest["files"]
-        intact = list(engine.run(Engine("threads", workers), lambda name: self.intact(name, files[name]), files))
-        return self.settle(manifest, intact)
+        files = list(manifest["files"].items())
+        if together and sum(note["bytes"] for _, note in files) > LONG:
+            return self.settle(manifest, together(f"verify-{self.key}", self._as_noted, files))
+        return self.settle(manifest, list(engine.run(Engine("threads", workers), self._as_noted, files)))
+
+    def _as_noted(self, file: tuple[str, Json]) -> bool:
+        return self.intact(*file)
 
     def settle(self, manifest: Json, intact: list[bool]) -> Json | None:
         """The manifest where all its files are `intact`; else None, and the entry goes back to receipts for the good ones."""

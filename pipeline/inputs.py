@@ -37,7 +37,7 @@ class Input:
 def find_inputs(line: Line, config: configs.Config) -> list[Input]:
     """The corpus, planned; or each part of a mixture, no document of which is cut for splits."""
     workers, trust = config.engine.workers or engine.cores(), config.cache.trust_stat
-    shared = line.array.everywhere if line.array else None
+    shared = line.together
     if not config.corpus.parts:
         planned = plan.make(config.corpus, line.cache, trust, workers, config.split, config.window.context_length, shared)
         return [Input("", line, config, planned, _load_step(line, config, planned))]

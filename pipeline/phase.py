@@ -27,6 +27,7 @@ from pipeline.array import Array, task_of
 from pipeline.arrow import read_batches
 from pipeline.cache import Cache, Entry, why
 from pipeline.files import Json
+from pipeline.plan import Together
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,16 @@ class Line:
         """The manifest of an entry whose every file was hashed and found as published; None where it must be computed."""
         if self.array is not None:
             return self.array.verified(entry)
-        return entry.verified(self.engine.workers or engine.cores())
+        return entry.verified(self.engine.workers or engine.cores(), self.together)
+
+    @property
+    def together(self) -> Together | None:
+        """Who hashes what is large: all jobs of an array, or all nodes of a cluster; None where this machine is alone."""
+        if self.array is not None:
+            return self.array.everywhere
+        if self.engine.kind == "ray":
+            return lambda task, function, items: list(engine.run(self.engine, function, items))
+        return None
 
     @contextlib.contextmanager
     def lock(self, entry: Entry) -> Iterator[None]:

@@ -147,7 +147,7 @@ def make(
 ) -> Plan:
     """Plan a corpus: find, cut, hash, group. A corpus of one document is cut where `splits` say, with gaps of `words`.
 
-    `together` shares out the hashing of a large one among the jobs of an array: `Array.everywhere`.
+    `together` shares out the hashing of a large one, as among the jobs of an array: `Line.together`.
 
     The digests of a file that its stat says is unchanged come from the cache where `trust_stat`. Raises
     ConfigError where there is nothing to read, InputError where a file changes meanwhile, and IntegrityError

@@ -12,13 +12,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import ROOT, composed
-from pipeline import cluster, engine
+from pipeline import cache, cluster, engine, plan
 from pipeline.config import Engine
 from pipeline.errors import InputError, ResourceError
 from pipeline.run import run
@@ -396,6 +397,29 @@ def test_a_node_with_other_code_other_libraries_or_other_folders_is_refused(
     monkeypatch.setattr(os, "getcwd", lambda: "/nowhere")
     with pytest.raises(ResourceError, match=r"node '.*' has no folder '/nowhere'.*shared file system"):
         list(engine.run(nodes.engine(), square, [1]))
+
+
+@needs_ray
+def test_what_is_large_is_hashed_by_the_nodes(nodes: Nodes, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes.resize(1)
+    (at / "text.jsonl").write_text('{"text": "some words"}\n' * 2000)
+    asked = composed("corpus=jsonl", "corpus.paths=[text.jsonl]", "tokenizer=bytes", "embedding=none")
+    asked = replace(asked, engine=nodes.engine())
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "LONG", 1000)
+        patch.setattr(plan, "ThreadPoolExecutor", None)  # not by this process
+        run(asked)
+    monkeypatch.setattr(cache, "LONG", 1000)
+    monkeypatch.setattr(cache, "Engine", None)
+    cache._verified.clear()
+    assert [stage.state for stage in run(asked).stages] == ["cached"] * 5
+    (part,) = (at / "data" / "cache" / "window").glob("*/00000000.arrow")
+    data = part.read_bytes()
+    part.chmod(0o644)
+    part.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    again = run(asked)
+    assert {stage.stage: stage.state for stage in again.stages}["window"].startswith("computed")
+    assert part.read_bytes() == data
 
 
 # -- who may come near ------------------------------------------------------------------------------------
