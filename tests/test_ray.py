@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import secrets
 import signal
@@ -111,16 +112,17 @@ def where(number: int) -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def surroundings(number: int) -> tuple[str, dict[str, str]]:
-    import logging
-
+def folder(number: int) -> str:
     logging.getLogger("pipeline").warning("said on a node")
-    return os.getcwd(), dict(os.environ)
+    return os.getcwd()
 
 
 @needs_ray
-def test_results_come_in_order_and_no_more_than_twice_the_slots_are_begun(nodes: Nodes) -> None:
+def test_results_come_in_order_and_no_more_than_twice_the_slots_are_begun(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     nodes.resize(2)
+    monkeypatch.chdir(tmp_path)
     drawn: list[int] = []
 
     def items() -> Iterator[int]:
@@ -133,7 +135,8 @@ def test_results_come_in_order_and_no_more_than_twice_the_slots_are_begun(nodes:
         assert len(drawn) <= given + 1 + 2 * 2
     assert given == 59
     assert list(engine.run(nodes.engine(), square, [])) == []
-    assert list(engine.run(nodes.engine(workers=1), square, range(5))) == [0, 1, 4, 9, 16]
+    assert list(engine.run(nodes.engine(), folder, [1])) == [str(tmp_path)]  # ours, and not that of `ray start`
+    assert "said on a node" in caplog.messages
 
 
 @needs_ray
@@ -163,24 +166,13 @@ def test_the_item_of_a_dead_worker_is_tried_again_and_named_where_that_does_not_
 
 
 @needs_ray
-def test_a_worker_works_in_our_folder_and_what_it_warns_of_is_said_here(
-    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    nodes.resize(2)
-    monkeypatch.chdir(tmp_path)
-    ((folder, _),) = engine.run(nodes.engine(), surroundings, [1])
-    assert folder == str(tmp_path)
-    assert "said on a node" in caplog.messages
-
-
-@needs_ray
 def test_nodes_may_come_and_go_during_a_run(nodes: Nodes) -> None:
     nodes.resize(1)
     results = engine.run(nodes.engine(), where, range(10_000))
     seen = [next(results)]
 
     def given(true: Callable[[], bool]) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not true():
             seen.append(next(results))
             assert time.monotonic() < end
@@ -248,6 +240,16 @@ def until(true: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
+def workers(at: Path) -> list[int]:
+    """Processes that work in a folder."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if place.readlink() == at:
+                found.append(int(place.parent.name))
+    return found
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     with pytest.MonkeyPatch.context() as patch:
@@ -281,6 +283,8 @@ def test_a_killed_worker_and_a_lost_node_change_no_byte(
     def disturb() -> None:
         until(lambda: len(published(tmp_path / "x")) >= 15)
         before.update(published(tmp_path / "x"))
+        ray = [pid for pid in workers(tmp_path / "x") if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")]
+        os.kill(ray[0], signal.SIGKILL)
         nodes.resize(2)
 
     other = threading.Thread(target=disturb)
@@ -290,6 +294,7 @@ def test_a_killed_worker_and_a_lost_node_change_no_byte(
     finally:
         other.join()
     assert before and all(Path(name).stat().st_ino == inode for name, (inode, _) in before.items())
+    assert "a worker died computing shard" in caplog.text
 
 
 @needs_ray
@@ -325,19 +330,9 @@ def test_where_the_head_dies_the_run_says_so_and_the_next_one_goes_on(
     assert all(Path(name).stat().st_ino == inode for name, (inode, _) in before.items())
 
 
-def workers(at: Path) -> list[int]:
-    """Processes that work in a folder."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/cwd"):
-        with contextlib.suppress(OSError):
-            if place.readlink() == at:
-                found.append(int(place.parent.name))
-    return found
-
-
 @needs_ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.row("A2", "A4", "A5")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.row("A2", "A4")
 def test_a_signal_ends_the_run_and_its_workers_within_seconds(nodes: Nodes, tmp_path: Path, number: int) -> None:
     nodes.resize(1)
     at = tmp_path / "x"
@@ -375,23 +370,18 @@ def test_a_cluster_that_is_not_there_and_a_task_for_which_there_is_no_room_are_e
     with pytest.raises(ResourceError, match=r"engine.address=127.0.0.1:9\) cannot be used: nothing answers there") as caught:
         list(engine.run(Engine("ray", address="127.0.0.1:9"), square, [1]))
     assert caught.value.exit_code == 5
-    with pytest.raises(ResourceError, match=r"has room for a task of engine.cpus=64: lower"):
-        list(engine.run(nodes.engine(cpus=64), square, [1]))
     with pytest.raises(ResourceError, match=r"has room for a task of engine.cpus=1.0 and engine.memory=70368744177664"):
         list(engine.run(nodes.engine(memory=1 << 46), square, [1]))
 
 
 @needs_ray
-def test_a_node_with_other_code_other_libraries_or_other_folders_is_refused(
-    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_with_other_code_or_other_folders_is_refused(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes.resize(1)
     ours = cluster._versions()
-    for changed in ({"the code": "0"}, {"pyarrow": "1.0"}):
-        monkeypatch.setattr(cluster, "_versions", lambda changed=changed: ours | changed)
-        name, version = next(iter(changed.items()))
-        with pytest.raises(ResourceError, match=rf"node '.*' has {name} .*, here it is {version}: install the same"):
-            list(engine.run(nodes.engine(), square, [1]))
+    assert ours["pyarrow"] and ours["gigatoken"]
+    monkeypatch.setattr(cluster, "_versions", lambda: ours | {"the code": "0"})
+    with pytest.raises(ResourceError, match=r"node '.*' has the code .*, here it is 0: install the same"):
+        list(engine.run(nodes.engine(), square, [1]))
     monkeypatch.undo()
     assert list(engine.run(nodes.engine(), square, [1])) == [1]
     monkeypatch.setattr(os, "getcwd", lambda: "/nowhere")
@@ -430,25 +420,24 @@ def test_what_is_large_is_hashed_by_the_nodes(nodes: Nodes, at: Path, monkeypatc
 def test_a_cluster_of_our_own_has_no_dashboard_and_answers_nobody_without_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    ((_, first),) = engine.run(Engine("ray", 1, address="local"), surroundings, [1])
+    ((token, mode, address, dashboard),) = engine.run(Engine("ray", 1, address="local"), listening, [1])
     try:
-        assert first["RAY_AUTH_MODE"] == "token" and len(first["RAY_AUTH_TOKEN"]) == 64
-        assert "RAY_AUTH_TOKEN" not in os.environ
-        ((address, dashboard),) = engine.run(Engine("ray", 1, address="local"), listening, [1])
+        assert mode == "token" and len(token) == 64 and "RAY_AUTH_TOKEN" not in os.environ
         if dashboard:  # what would be its address
             host, _, port = dashboard.rpartition(":")
             with pytest.raises(ConnectionError):
                 socket.create_connection((host, int(port)), 5)
-        assert asked(address, first["RAY_AUTH_TOKEN"]) == "1 node"
+        assert asked(address, token) == "1 node"
         assert "uthenticat" in asked(address, "0" * 64)
     finally:
         cluster._disconnect()
 
 
-def listening(number: int) -> tuple[str, str]:
+def listening(number: int) -> tuple[str, str, str, str]:
     import ray
 
-    return ray.get_runtime_context().gcs_address, ray._private.worker.get_dashboard_url() or ""
+    own, dashboard = ray.get_runtime_context().gcs_address, ray._private.worker.get_dashboard_url()
+    return os.environ["RAY_AUTH_TOKEN"], os.environ["RAY_AUTH_MODE"], own, dashboard or ""
 
 
 def asked(address: str, token: str) -> str:
