@@ -400,6 +400,7 @@ NOTES = {
     "dropped_long_documents": "long documents dropped",
     "dropped_unmatched_documents": "documents without corpus.include dropped",
     "dropped_excluded_documents": "documents with corpus.exclude dropped",
+    "html_records": "records of HTML passed over",
     "other_records": "records without text passed over",
     "repaired_ftfy": "documents repaired by ftfy",
     "repaired_unicode": "documents normalised",

@@ -102,6 +102,9 @@ class Content:
                 f"{self.name!r} is an archive ({found})"
                 + (" within an archive: unpack it." if self.part.member else ": set corpus.archives=true to read its members.")
             )
+        if self.format == "json" and self.corpus.format == "auto":  # the name says no more than JSON
+            text = head.decode(self.corpus.encoding, "ignore").lstrip("\ufeff \t\r\n")
+            self.format = "jsonl" if text.startswith("{") else "json"
 
     def _head(self) -> bytes:
         if self._stream is None:

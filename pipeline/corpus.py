@@ -107,6 +107,7 @@ def require_documents(counts: Counts, plan: Plan) -> None:
             "undecodable documents": counts["dropped_undecodable_documents"],
             "bad rows": counts["dropped_bad_documents"],
             "documents left out by a rule": sum(counts[f"dropped_{reason}_documents"] for reason in RULES),
+            "records of HTML, of which text must be made first, as WET files hold it": counts["html_records"],
             "records without text": counts["other_records"],
         }
         told = ", ".join(f"{count} {what}" for what, count in reasons.items() if count) or "nothing but separators"

@@ -30,6 +30,7 @@ from pipeline.errors import ConfigError, InputError, TokenizerError
 log = logging.getLogger(__name__)
 
 NO_DATA = frozenset("config.json dataset_info.json dataset_infos.json dataset_dict.json".split())
+KIN = {"jsonl": "json", "tsv": "csv"}  # which the `datasets` library reads together
 WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -61,17 +62,20 @@ def resolve(corpus: Corpus) -> tuple[Corpus, dict[str, Any] | None]:
     except TokenizerError as error:
         raise InputError(str(error)) from error
     names = _names(found, corpus)
-    kinds = Counter(kind for name in names if (kind := _format(name)))
+    forms = {name: form for name in names if (form := _format(name))}
+    kinds = Counter(KIN.get(form, form) for form in forms.values())
     if not kinds:
         raise InputError(f"dataset {corpus.name!r} holds no files that can be read here: {_some(names)}.")
     kind = max(kinds, key=lambda kind: (kinds[kind], kind))
-    left = [name for name in names if _format(name) != kind]
+    left = [name for name in names if KIN.get(forms.get(name, ""), forms.get(name)) != kind]
+    taken = {forms[name] for name in names if name not in left}
+    form = taken.pop() if len(taken) == 1 and taken != {"json"} else "auto"  # of .json the content tells, file by file
     if left:
         log.warning("%s: %d files that are not %s are left out: %s", corpus.name, len(left), kind, _some(left))
     with ThreadPoolExecutor(FETCHES) as pool:
         paths = list(pool.map(found.fetch, [name for name in names if name not in left]))
     record = {"name": corpus.name, "config": corpus.config, "split": corpus.split, "revision": found.commit or corpus.revision}
-    return replace(corpus, format=kind, paths=[str(path) for path in paths]), record
+    return replace(corpus, format=form, paths=[str(path) for path in paths]), record
 
 
 def recorded(given: dict[str, Any], resolved: Corpus) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from pipeline import compression, download, places, stores
 from pipeline.cache import Cache
 from pipeline.config import Corpus, Split
 from pipeline.console import progress
-from pipeline.errors import ConfigError, InputError, IntegrityError, from_os_error
+from pipeline.errors import ConfigError, InputError, IntegrityError, PipelineError, from_os_error
 from pipeline.files import MANIFEST_LIMIT, SCHEMA, Stat, digest, hash_file, seal, unseal
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ FORMATS = {  # by the ending of a name, behind that of a compression
     **dict.fromkeys(("parquet", "pq"), "parquet"),
     **dict.fromkeys(("arrow", "feather", "ipc"), "arrow"),
     **dict.fromkeys(("warc", "wet"), "warc"),
-    **{name: name for name in ("json", "csv", "tsv")},
+    **{name: name for name in ("json", "csv", "tsv")},  # a .json file may hold an object a line: its content tells
 }
 PACKED = ("gz", "zst", "zstd", "xz", "bz2", "lz4")
 
@@ -363,6 +363,27 @@ def _row_ranges(path: str, corpus: Corpus, sha: str) -> list[Range]:
     return [*ranges, (start, end, size, sha, "")]
 
 
+def _differing(error: PipelineError, path: str, fits: str) -> PipelineError:
+    """The error for a Parquet file that lacks what is wanted of it, where another file has it: with both schemas."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    told = []
+    try:
+        for name in (path, fits) if fits else ():
+            with places.open_file(name) as file:
+                schema = pq.ParquetFile(file).schema_arrow
+                told.append(", ".join(f"{field.name} {field.type}" for field in list(schema)[:8]))
+    except (pa.ArrowException, OSError, PipelineError):
+        return error
+    if len(set(told)) < 2:
+        return error
+    return InputError(
+        f"{path!r} has another schema ({told[0]}) than {fits!r} ({told[1]}), and not what is wanted: {error} "
+        "Leave it out, or make it a part of a mixture with settings of its own (corpus.parts=)."
+    )
+
+
 # -- hash -------------------------------------------------------------------------------------------------
 
 
@@ -408,13 +429,18 @@ def _measure(
                 hashed.append(own)
                 advance(sum(end - start for _, start, end in job))
     measured: dict[str, list[Range]] = {}
+    fits = ""  # a Parquet file with the columns that are wanted
     done = itertools.chain.from_iterable(hashed)
     for path, edges in borders.items():
         own = list(itertools.islice(done, len(edges) - 1))
         if corpus.archives and (members := _members(path, files[path][1], _combined(own), corpus)) is not None:
             measured[path] = members
         elif file_format(path, corpus) == "parquet":
-            measured[path] = _row_ranges(path, corpus, _combined(own))
+            try:
+                measured[path] = _row_ranges(path, corpus, _combined(own))
+            except (ConfigError, InputError) as error:
+                raise _differing(error, path, fits) from error
+            fits = fits or path
         else:
             measured[path] = [(a, b, b - a, sha, "") for (a, b), sha in zip(itertools.pairwise(edges), own, strict=True)]
         if places.file_stat(path) != files[path]:

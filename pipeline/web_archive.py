@@ -3,7 +3,8 @@
     WARC/1.0⏎ WARC-Type: conversion⏎ Content-Type: text/plain⏎ Content-Length: 27⏎ ⏎ <27 bytes> ⏎ ⏎ WARC/1.0⏎ …
 
 Taken are `conversion` and `resource` records whose Content-Type is text, and `response` records whose HTTP answer is 200
-and plain text; HTML is no text until somebody has made it to, so it is passed over. What is passed over is counted. `start`
+and plain text; HTML is no text until somebody has made it to, so it is passed over. What is passed over is counted, HTML
+(`html_records`) apart from requests, images and the like (`other_records`). `start`
 and `end` of a document are those of its record's payload as it lies there; `corpus.metadata` names headers of the record,
 as `WARC-Target-URI`. A payload in another charset than UTF-8 that its Content-Type names becomes UTF-8.
 """
@@ -29,6 +30,7 @@ from pipeline.rejects import Rejects
 
 HEAD = 1 << 20  # bytes of a record's headers, at most
 TYPES = ("conversion", "resource")
+HTML = ("text/html", "application/xhtml+xml")
 
 
 def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> Batches:
@@ -49,7 +51,7 @@ def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> 
         counts["syntax_bytes"] += start - position
         position = start + length
         if not _wanted(headers):
-            counts["other_records"] += 1
+            _pass_over(_media(_header(headers, "Content-Type"))[0], counts)
             _pass(content, start, length, counts)
             continue
         if length > corpus.max_document_bytes:
@@ -128,6 +130,10 @@ def _wanted(headers: Message) -> bool:
     return (kind in TYPES and media == "text/plain") or (kind == "response" and media == "application/http")
 
 
+def _pass_over(media: str, counts: Counts) -> None:
+    counts["html_records" if media in HTML else "other_records"] += 1
+
+
 def _pass(content: Content, start: int, length: int, counts: Counts) -> None:
     at = start
     while at < start + length:
@@ -143,9 +149,8 @@ def _text(
     """The text of a payload as UTF-8; None where there is none, which is counted."""
     body, charset = payload, _media(_header(headers, "Content-Type"))[1]
     if (_header(headers, "WARC-Type") or "").strip().lower() == "response":
-        answer = _answer(payload, f"{content.name} byte {start}", corpus)
+        answer = _answer(payload, f"{content.name} byte {start}", corpus, counts)
         if answer is None:
-            counts["other_records"] += 1
             counts["syntax_bytes"] += len(payload)
             return None
         body, charset = answer
@@ -166,14 +171,23 @@ def _text(
     return text
 
 
-def _answer(payload: bytes, name: str, corpus: Corpus) -> tuple[bytes, str] | None:
-    """The body of an HTTP answer and its charset; None where it is no plain text that is whole."""
+def _answer(payload: bytes, name: str, corpus: Corpus, counts: Counts) -> tuple[bytes, str] | None:
+    """The body of an HTTP answer and its charset; None where it is no plain text that is whole, which is counted."""
     head, _, body = payload.partition(b"\r\n\r\n")
     status, headers = head.partition(b"\r\n")[0], _parse(head)
     media, charset = _media(_header(headers, "Content-Type"))
-    if not status.startswith(b"HTTP/") or status.split(b" ")[1:2] != [b"200"] or media != "text/plain":
+    found = None
+    if status.startswith(b"HTTP/") and status.split(b" ")[1:2] == [b"200"] and media == "text/plain":
+        found = _body(body, (_header(headers, "Transfer-Encoding") or "").strip().lower(), name, corpus)
+    if found is None:
+        _pass_over(media, counts)
         return None
-    if (_header(headers, "Transfer-Encoding") or "").strip().lower() == "chunked":
+    return found, charset
+
+
+def _body(body: bytes, transfer: str, name: str, corpus: Corpus) -> bytes | None:
+    """The body of an answer as it was before it was sent; None where that cannot be told, or it is too long to be held."""
+    if transfer == "chunked":
         try:
             body = _unchunked(body)
         except ValueError:
@@ -183,7 +197,7 @@ def _answer(payload: bytes, name: str, corpus: Corpus) -> tuple[bytes, str] | No
         body = limited.read(corpus.max_document_bytes + 1)
         if len(body) > corpus.max_document_bytes:
             return None
-    return body, charset
+    return body
 
 
 def _unchunked(body: bytes) -> bytes:

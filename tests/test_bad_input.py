@@ -271,7 +271,8 @@ BYTES = [
     ("B26-footer", put(parquet(text=["a"])[:-8] + b"\xff\xff\0\0PAR1"), ["corpus=parquet"], 3, "'x' is not a readable Parquet file"),
     ("B26-encrypted", put(b"PARE" + b"\0" * 20 + b"PARE"), ["corpus=parquet"], 3, "'x' is not a readable Parquet file"),
     ("B26-no-rows", put(parquet(text=pa.array([], pa.string()))), ["corpus=parquet"], 3, "0 usable documents"),
-    ("B26-differing", both(put(parquet(text=["a"])), put(parquet(body=["a"]), "y")), ["corpus=parquet", "corpus.paths=[x,y]"], 2, "'y': no column 'text'; found: body"),
+    ("B26-differing", both(put(parquet(text=["a"])), put(parquet(body=["a"]), "y")), ["corpus=parquet", "corpus.paths=[x,y]"], 3, "'y' has another schema (body string) than 'x' (text string), and not what is wanted: 'y': no column 'text'"),
+    ("B26-differing-type", both(put(parquet(text=["a"])), put(parquet(text=[1]), "y")), ["corpus=parquet", "corpus.paths=[x,y]"], 3, "'y' has another schema (text int64) than 'x' (text string)"),
     ("B27", put(broken_arrow()), ["corpus=arrow"], 3, "'x' is not a readable Arrow file"),
 ]  # fmt: skip
 

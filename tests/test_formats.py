@@ -1,5 +1,7 @@
 """One corpus in every format, compression and archive gives the same documents, and the same IDs."""
 
+import gzip
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -80,6 +82,45 @@ def test_a_folder_of_many_formats_is_read_by_the_endings_of_its_names(tmp_path: 
     (folder / "f.doc").write_text("?")
     with pytest.raises(ConfigError, match=r"f\.doc.*corpus\.format=auto knows the endings"):
         read(asked, tmp_path)
+
+
+def record(kind: str, media: str, payload: bytes) -> bytes:
+    head = f"WARC/1.0\r\nWARC-Type: {kind}\r\nContent-Type: {media}\r\nContent-Length: {len(payload)}\r\n\r\n"
+    return head.encode() + payload + b"\r\n\r\n"
+
+
+def answer(media: bytes, body: bytes, status: bytes = b"200 OK", more: bytes = b"") -> bytes:
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Type: " + media + b"\r\n" + more + b"\r\n"
+    return record("response", "application/http; msgtype=response", head + body)
+
+
+def test_of_a_crawl_plain_text_is_taken_and_html_is_counted_and_said_to_be_html(tmp_path: Path) -> None:
+    pages = [
+        record("warcinfo", "application/warc-fields", b"software: x\r\n"),
+        record("request", "application/http; msgtype=request", b"GET / HTTP/1.1\r\n\r\n"),
+        answer(b"text/html; charset=utf-8", b"<p>The ferry was late.</p>"),
+        answer(b"text/html", gzip.compress(b"<p>fog</p>"), more=b"Content-Encoding: gzip\r\n"),
+        answer(b"text/plain", b"gone", status=b"404 Not Found"),
+        answer(b"image/png", b"\x89PNG"),
+        record("conversion", "text/html", b"<p>The fog was late.</p>"),
+    ]
+    texts = [
+        answer(b"text/plain; charset=latin-1", "naïve".encode("latin-1")),
+        answer(b"text/plain", b"4\r\nfog \r\n3\r\nwas\r\n0\r\n\r\n", more=b"Transfer-Encoding: chunked\r\n"),
+        answer(b"text/plain", gzip.compress(b"late"), more=b"Content-Encoding: gzip\r\n"),
+        record("resource", "text/plain", b"the ferry"),
+    ]
+    path = tmp_path / "in.warc"
+    path.write_bytes(b"".join(itertools.chain.from_iterable(itertools.zip_longest(pages, texts, fillvalue=b""))))
+    counts: Counter[str] = Counter()
+    assert read(Corpus(format="warc", paths=[str(path)]), tmp_path, counts) == ["naïve", "fog was", "late", "the ferry"]
+    assert (counts["html_records"], counts["other_records"]) == (3, 4)
+    path.write_bytes(b"".join(pages))
+    planned = plan.make(Corpus(format="warc", paths=[str(path)]), Cache.open(tmp_path / "cache"), False, 1)
+    counts = Counter()
+    assert not list(corpus.load(planned.shards[0], Corpus(format="warc"), counts))
+    with pytest.raises(InputError, match="3 records of HTML, of which text must be made first"):
+        corpus.require_documents(counts, planned)
 
 
 # -- columns ----------------------------------------------------------------------------------------------

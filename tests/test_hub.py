@@ -1,11 +1,13 @@
 """Datasets in the Hub's layout: the files that the `datasets` library would take, and no others."""
 
+import gzip
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import ROOT, composed
-from pipeline import config, hub, run
+from pipeline import config, corpus, hub, plan, run
+from pipeline.cache import Cache
 from pipeline.config import Corpus
 from pipeline.errors import ConfigError, InputError
 
@@ -110,6 +113,23 @@ def test_scripts_hidden_files_and_other_formats_are_left_out_aloud(at: Path, cap
     make(at / "code", "code.py", "x.bin")
     with pytest.raises(InputError, match=r"holds no files that can be read here: 'code\.py', 'x\.bin'"):
         files(name="code")
+
+
+def test_a_json_file_is_an_array_or_lines_by_its_content(at: Path) -> None:
+    import datasets
+
+    rows = [{"text": f"The ferry {n} was late."} for n in range(6)]
+    (at / "mine").mkdir()
+    (at / "mine/a.json").write_text(json.dumps(rows[:2], indent=1))
+    (at / "mine/b.json").write_text("\n".join(map(json.dumps, rows[2:4])))
+    (at / "mine/c.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows[4:])).encode()))
+    settings, _ = hub.resolve(Corpus(kind="hub", name="mine"))
+    assert settings.format == "auto"
+    texts = [row["text"] for row in rows]
+    shards = plan.make(settings, Cache.open(at / "cache"), True, 1).shards
+    batches = [batch for shard in shards for batch in corpus.load(shard, settings, Counter())]
+    assert [text for batch in batches for text in batch["text"].to_pylist()] == texts
+    assert datasets.load_dataset("mine", split="train", cache_dir="c")["text"] == texts
 
 
 def test_files_that_their_numbers_say_are_missing_are_missed(at: Path) -> None:
