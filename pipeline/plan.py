@@ -309,10 +309,11 @@ def _cuts(file: places.File, size: int, step: int, separator: re.Pattern[bytes])
         position = (cut // step + 1) * step
 
 
-def open_parquet(file: places.File, path: str, corpus: Corpus) -> Any:
+def open_parquet(file: places.File, path: str, corpus: Corpus, dictionaries: Sequence[str] = ()) -> Any:
     """A Parquet file, read in pieces of 1 MiB, whose text column is there and holds strings.
 
-    Raises ConfigError on a missing column, InputError where the file is none or the column holds no strings.
+    `dictionaries` are columns that are to be given as dictionary and indices, as they may lie there. Raises ConfigError
+    on a missing column, InputError where the file is none or the column holds no strings.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -320,7 +321,7 @@ def open_parquet(file: places.File, path: str, corpus: Corpus) -> Any:
     from pipeline.columns import require_columns
 
     try:
-        parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False, read_dictionary=dictionaries)
         schema = parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):

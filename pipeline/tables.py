@@ -3,9 +3,17 @@
 `start` and `end` of a document are its row and the next. `bytes` of the balance are those of the values of the text
 columns. Parquet is read a few MiB at a time. Of an Arrow file, of which no part can be had but a record batch, a batch
 is held; it is checked to the last offset before a value of it is touched, since Arrow itself trusts what it reads.
+
+A dictionary makes of one long value as many as there are rows. So no more rows become strings at once than hold PIECE
+bytes, and where the dictionaries of a Parquet file are so large that a batch of it could be too, it is read with its
+dictionaries as they are:
+
+    dictionary  "a …"  "b …"          rows, by size     ─┬─▶ strings of at most PIECE bytes
+    indices     0 0 1 0 …                               └─▶ …
 """
 
 import errno
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import batches
-from pipeline.arrow import string_bytes, text_bytes
+from pipeline.arrow import adjoin, string_bytes, strings, text_bytes, to_numpy
 from pipeline.batches import Batches, make_batch
 from pipeline.columns import columns, metadata_array, null_rows, require_columns, take, take_column
+from pipeline.compression import require_growth
 from pipeline.config import Corpus
 from pipeline.content import Content, Counts
 from pipeline.errors import InputError, PipelineError
@@ -24,12 +33,15 @@ from pipeline.plan import open_parquet
 from pipeline.rejects import Rejects
 
 ROWS = 1 << 16  # at most, in one go
-MOST = (1 << 31) - 1  # bytes of text in one array
+LEAST = 1 << 10  # rows that Arrow decodes of a Parquet file, however few are asked for
+PIECE = 16 << 20  # bytes of text that become strings at once, but for a longer row
+WIDE = 5 << 28  # bytes that a batch of Parquet may take where every row is as long as all of its dictionary
 
 
 def read_parquet(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> Batches:
     """The rows of a part; those before it in its first row group are decoded and passed over."""
     file = content.seekable()
+    packed = file.seek(0, io.SEEK_END)
     parquet = open_parquet(file, content.name, corpus)
     ways = require_columns(parquet.schema_arrow, content.name, corpus)
     metadata = parquet.metadata
@@ -42,12 +54,20 @@ def read_parquet(content: Content, corpus: Corpus, counts: Counts, rejects: Reje
     rows = max(1, min(ROWS, batches.BLOCK * 3 // 4 * (end - start) // max(size, 1)))  # most fit a batch
     row = int(edges[first])
     names = [".".join(way) for way in ways.values()]
+    widest = max((_dictionary_bytes(file, group, names) for group in groups[first:last]), default=0)
+    if LEAST * widest > WIDE:
+        parquet = open_parquet(file, content.name, corpus, names)
+    rows = min(rows, max(LEAST, WIDE // max(widest, 1)))
+    grown = 0
     try:
         for batch in parquet.iter_batches(rows, row_groups=range(first, last), columns=names, use_threads=False):
             here, row = row, row + len(batch)
             low, high = max(start, here), min(end, row)
             if low < high:
-                yield _documents(batch.slice(low - here, high - low), ways, low, content, corpus, counts, rejects)
+                for documents in _pieces(batch.slice(low - here, high - low), ways, low, content, corpus, counts, rejects):
+                    grown += text_bytes(documents["text"])
+                    require_growth(content.name, grown, packed, corpus)
+                    yield documents
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(error, content, "Parquet") from error
     finally:
@@ -55,17 +75,45 @@ def read_parquet(content: Content, corpus: Corpus, counts: Counts, rejects: Reje
             file.close()
 
 
+def _dictionary_bytes(file: Any, group: Any, names: list[str]) -> int:
+    """Bytes of the largest dictionary that these columns of a row group have.
+
+    They stand in the header of its page, the second field of PageHeader in parquet.thrift of the project parquet-format, in
+    Thrift's compact protocol: a mark of the field, a varint, and the same again.
+    """
+    largest = 0
+    for column in map(group.column, range(group.num_columns)):
+        path = column.path_in_schema
+        if not column.has_dictionary_page or not any(path == name or path.startswith(f"{name}.") for name in names):
+            continue
+        file.seek(column.dictionary_page_offset or 0)
+        head, at, value = file.read(32), 0, 0
+        for _ in range(2):
+            if head[at : at + 1] != b"\x15":
+                return WIDE  # it cannot be told
+            length = next((i for i, byte in enumerate(head[at + 1 :], 1) if byte < 0x80), 0)
+            value = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[at + 1 : at + 1 + length]))
+            at += 1 + length
+        largest = max(largest, value >> 1)
+    return largest
+
+
 def read_arrow(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> Batches:
     """The rows of an Arrow file or stream."""
     file = content.seekable()
-    row = 0
+    packed = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    row = grown = 0
     try:
         for batch in _record_batches(file, content):
             if row == 0:
                 ways = require_columns(batch.schema, content.name, corpus)
             batch.validate(full=True)
             for at in range(0, len(batch), ROWS):
-                yield _documents(batch.slice(at, ROWS), ways, row + at, content, corpus, counts, rejects)
+                for documents in _pieces(batch.slice(at, ROWS), ways, row + at, content, corpus, counts, rejects):
+                    grown += text_bytes(documents["text"])
+                    require_growth(content.name, grown, packed, corpus)
+                    yield documents
             row += len(batch)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(error, content, "Arrow") from error
@@ -93,27 +141,77 @@ def _unreadable(error: Exception, content: Content, kind: str) -> Exception:
     return InputError(f"{content.name!r} is not a readable {kind} file: {' '.join(str(error).split())}")
 
 
-def _documents(
+def _pieces(
     batch: pa.RecordBatch, ways: dict[str, tuple[str, ...]], row: int, content: Content, corpus: Corpus, counts: Counts,
     rejects: Rejects,
-) -> pa.RecordBatch:  # fmt: skip
-    """The documents of a batch whose first row is `row`: text that is there and is UTF-8."""
-    wanted = columns(corpus)
+) -> Batches:  # fmt: skip
+    """The documents of a batch whose first row is `row`, a few rows at a time; a row that is too long to be held is bad."""
     found = {name: take_column(batch, way) for name, way in ways.items()}
-    places = np.arange(len(batch))
+    sizes = sum((_sizes(found[name]) for name in columns(corpus).text), start=np.zeros(len(batch), np.int64))
+    edges = adjoin(sizes)
+    low = 0
+    while low < len(batch):
+        high = max(low + 1, int(np.searchsorted(edges, edges[low] + PIECE, "right")) - 1)
+        if sizes[low] > corpus.max_document_bytes:
+            rejects.bad(content, row + low, row + low + 1, b"", _too_long(content, row + low, corpus), size=int(sizes[low]))
+            counts["bytes"] += int(sizes[low])
+        else:
+            here = {name: column.slice(low, high - low) for name, column in found.items()}
+            here = {name: _plain(column) for name, column in here.items()}
+            yield _documents(here, row + low, content, corpus, counts, rejects)
+        low = high
+
+
+def _sizes(column: pa.Array) -> np.ndarray:
+    """Bytes of each value of a column of strings, int64 `[rows]`; what a null has does not matter."""
+    if pa.types.is_dictionary(column.type):
+        if column.null_count == len(column):
+            return np.zeros(len(column), np.int64)
+        indices = column.indices.fill_null(0) if column.null_count else column.indices
+        sizes: np.ndarray = _sizes(column.dictionary)[to_numpy(indices)]
+        return sizes
+    if column.type == pa.string_view():  # 16 bytes each, the first four of which are its length
+        views = np.frombuffer(column.buffers()[1] or b"", np.int32).reshape(-1, 4)
+        return views[column.offset : column.offset + len(column), 0].astype(np.int64)
+    return np.diff(_edges(column))
+
+
+def _edges(column: pa.Array) -> np.ndarray:
+    """Where the values of a column of plain strings begin in its buffer, and the last one ends: int64."""
+    if not len(column):
+        return np.zeros(1, np.int64)
+    width = np.int32 if column.type == pa.string() else np.int64
+    return np.frombuffer(column.buffers()[1], width)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """A column of which rows can be taken: Arrow takes none of views."""
+    return column.cast(pa.string()) if column.type == pa.string_view() else column
+
+
+def _as_strings(column: pa.Array) -> pa.StringArray:
+    """A column without nulls as strings; of large strings the bytes are not copied, however far in their buffer they lie."""
+    if column.type == pa.large_string():
+        edges = _edges(column)
+        data = column.buffers()[2] or pa.py_buffer(b"")
+        return strings(data.slice(int(edges[0]), int(edges[-1] - edges[0])), edges - edges[0])
+    return column.cast(pa.string())
+
+
+def _documents(
+    found: dict[str, pa.Array], row: int, content: Content, corpus: Corpus, counts: Counts, rejects: Rejects
+) -> pa.RecordBatch:
+    """The documents of rows, of which the first is `row`, by their columns: text that is there and is UTF-8."""
+    wanted, rows = columns(corpus), len(next(iter(found.values())))
+    places = np.arange(rows)
     for name in wanted.text:
-        nulls = null_rows(found[name])
+        nulls = np.intersect1d(null_rows(found[name]), places)
         for place in nulls.tolist():
             rejects.bad(content, row + place, row + place + 1, b"", _null(content, row + place, name))
         places = np.setdiff1d(places, nulls, assume_unique=True) if len(nulls) else places
-    if len(places) < len(batch):
+    if len(places) < rows:
         found = take(found, places)
-    try:
-        values = [found[name].cast(pa.string()) for name in wanted.text]
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{content.name!r} rows {row} to {row + len(batch)} hold more than {MOST} bytes: write smaller batches."
-        ) from error
+    values = [_as_strings(found[name]) for name in wanted.text]
     counts["bytes"] += sum(map(text_bytes, values))
     metadata = {name: metadata_array(found[name]) for name in wanted.metadata}
     for index, column in enumerate(wanted.text):
@@ -140,6 +238,13 @@ def _documents(
 def _null(content: Content, row: int, column: str) -> Callable[[], PipelineError]:
     advice = "Set corpus.on_bad_row=skip to leave such rows out."
     return lambda: InputError(f"{content.name!r} row {row}: column {column!r} is null. {advice}")
+
+
+def _too_long(content: Content, row: int, corpus: Corpus) -> Callable[[], PipelineError]:
+    return lambda: InputError(
+        f"{content.name!r} row {row} is longer than corpus.max_document_bytes={corpus.max_document_bytes}: raise it, or set "
+        "corpus.on_bad_row=skip."
+    )
 
 
 def _undecodable(content: Content, row: int, error: UnicodeDecodeError, column: str) -> Callable[[], PipelineError]:

@@ -1,10 +1,13 @@
 """Bad input, by the rows of the fault catalogue: the exit code, and one line that names the place and the way out."""
 
+import contextlib
 import gzip
 import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -314,6 +317,85 @@ def test_a_giant_line_is_passed_over_in_bounded_memory(at: Path, monkeypatch: py
     for shard in plan.make(settings, Cache.open(at / "cache"), True, 1).shards:
         list(corpus.load(shard, settings, counts))
     assert (counts["documents"], counts["dropped_bad_documents"], counts["dropped_bad_bytes"]) == (2, 1, 5011)
+
+
+def table_of(texts: list[str | None], kind: pa.DataType) -> pa.Table:
+    column = pa.array(texts).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(texts, kind)
+    return pa.table({"text": column, "note": column})
+
+
+def written(table: pa.Table, form: str, path: Path) -> Path:
+    if form == "parquet":
+        pq.write_table(table, path, row_group_size=40)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+def loaded(settings: Corpus, counts: Counter[str]) -> list[str]:
+    found = ""
+    for shard in plan.make(settings, Cache.open(Path("cache")), False, 1).shards:
+        for batch in corpus.load(shard, settings, counts):
+            batch.validate(full=True)
+            found += "".join(
+                text + "\n" * ends for text, ends in zip(*(batch[n].to_pylist() for n in ("text", "ends")), strict=True)
+            )
+    dropped = sum(count for name, count in counts.items() if name.startswith("dropped_") and name.endswith("_bytes"))
+    assert counts["bytes"] == counts["text_bytes"] + dropped
+    return found.splitlines()
+
+
+@pytest.mark.row("B29")
+@pytest.mark.parametrize("wide", [1, 1 << 40])
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_columns_are_taken_in_pieces_whatever_holds_them(
+    kind: pa.DataType, form: str, wide: int, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tables.PIECE", 50)
+    monkeypatch.setattr("pipeline.tables.WIDE", wide)
+    texts = [f"{'fog ' * (n % 9 * 4)}{n % 13}" for n in range(100)]
+    path = written(table_of([None, *texts[:50], None, *texts[50:], None], kind).slice(1), form, at / "x")
+    settings = Corpus(format=form, paths=[str(path)], on_bad_row="skip", max_document_bytes=100, metadata=["note"])
+    counts: Counter[str] = Counter()
+    assert loaded(settings, counts) == [text for text in texts if len(text) <= 100]
+    assert counts["dropped_bad_documents"] == 2 + sum(len(text) > 100 for text in texts)
+    settings.on_bad_row = "error"
+    with pytest.raises(InputError, match=r"row 7 is longer than corpus\.max_document_bytes=100|row 50: column 'text' is null"):
+        loaded(settings, Counter())
+
+
+@pytest.mark.slow
+@pytest.mark.row("B20", "B29")
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_two_gigabytes_in_one_column_chunk_take_little_memory_and_must_be_asked_for(form: str, at: Path) -> None:
+    body = " ".join(f"fog {n} ferry" for n in range(1 << 16))
+    column = pa.DictionaryArray.from_arrays(pa.array(np.arange(2200, dtype=np.int32) % 3), pa.array([body, body[1:], body[2:]]))
+    path = at / "x"
+    with contextlib.ExitStack() as stack:
+        new = pq.ParquetWriter if form == "parquet" else pa.ipc.new_file
+        writer = stack.enter_context(new(path, pa.schema([("text", column.type)])))
+        writer.write_table(pa.table({"text": column}))
+    script = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from collections import Counter\n"
+        "from pipeline import corpus, plan; from pipeline.cache import Cache; from pipeline.config import Corpus\n"
+        "settings = Corpus(format=sys.argv[2], paths=['x'], max_decompressed_bytes=int(sys.argv[3]) or None); counts = Counter()\n"
+        "(shard,) = plan.make(settings, Cache.open(Path('cache')), False, 1).shards\n"
+        "for batch in corpus.load(shard, settings, counts): pass\n"
+        "print(counts['documents'], counts['text_bytes'], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    root = str(Path(corpus.__file__).parents[1])
+    ended = [
+        subprocess.run([sys.executable, "-c", script, root, form, limit], capture_output=True, text=True)
+        for limit in ("0", "3000000000")
+    ]
+    assert ended[0].returncode and "more than 200 times larger" in ended[0].stderr
+    documents, size, peak = map(int, ended[1].stdout.split())
+    assert (documents, size) == (2200, sum(len(body) - n % 3 for n in range(2200))) and size > 1 << 31
+    assert peak < 300
 
 
 @pytest.mark.row("B12")
