@@ -90,31 +90,30 @@ class Work:
         """Seconds of a shard that no other keeps waiting: it computes and moves in turn."""
         return self.compute + self.moved / cluster.stream
 
-    def waits(self, cluster: Cluster) -> dict[str, float]:
-        """Seconds of a shard, by what is to be waited for, when all workers that find a shard are at one."""
-        at_once = min(cluster.workers, self.shards)
+    def needs(self, cluster: Cluster, per_task: float = 0.0) -> dict[str, float]:
+        """Seconds in which the whole phase would be through if one thing alone were to be waited for."""
         return {
-            "processor": self.alone(cluster),
-            "network": self.moved * math.ceil(at_once / cluster.nodes) / cluster.network,
-            "storage": self.moved * at_once / cluster.storage,
+            "workers": self.shards * self.alone(cluster) / cluster.workers,
+            "network": self.shards * self.moved / (cluster.nodes * cluster.network),
+            "storage": self.shards * self.moved / cluster.storage,
+            "driver": self.shards * per_task,
         }
 
-    def seconds(self, cluster: Cluster) -> float:
-        """Seconds of a shard then: what it waits for longest."""
-        return max(self.waits(cluster).values())
-
     def bound(self, cluster: Cluster, per_task: float) -> str:
-        """What the phase waits for: that, or a driver that takes so long to hand out one task."""
-        waits = self.waits(cluster) | {"driver": per_task * min(cluster.workers, self.shards)}
-        return max(waits, key=lambda name: waits[name])
+        """What is waited for longest."""
+        needs = self.needs(cluster, per_task)
+        return max(needs, key=lambda name: needs[name])
 
-    def within(self, cluster: Cluster) -> float:
+    def within(self, cluster: Cluster, per_task: float = 0.0) -> float:
         """Seconds in which all of it is done at the latest where nothing fails, whoever is free taking the next shard.
 
-        The work of one worker, and a shard more: R. L. Graham, "Bounds for certain multiprocessing anomalies", 1966.
+        What is waited for longest, and a shard more: R. L. Graham, "Bounds for certain multiprocessing anomalies", 1966.
         """
-        rounds = max(1.0, self.shards / cluster.workers)
-        return max(self.seconds(cluster) * rounds, self.alone(cluster)) + (self.alone(cluster) if rounds > 1 else 0.0)
+        return max(self.needs(cluster, per_task).values()) + self.alone(cluster)
+
+    def room(self, cluster: Cluster) -> float:
+        """How many shards can be under way before network or storage keep them waiting."""
+        return self.alone(cluster) * min(cluster.storage, cluster.nodes * cluster.network) / max(self.moved, 1e-9)
 
 
 def phases(costs: Costs, source: float, shard_bytes: float) -> list[Work]:
@@ -136,18 +135,16 @@ def phases(costs: Costs, source: float, shard_bytes: float) -> list[Work]:
     return made
 
 
-def hash_seconds(costs: Costs, cluster: Cluster, source: float, nodes: int) -> float:
-    """Of hashing the source on so many of the nodes: the driver alone does it, or all jobs of an array."""
-    return source * max(costs.source / (cluster.cores * nodes), 1 / (cluster.network * nodes), 1 / cluster.storage)
+def hash_seconds(costs: Costs, cluster: Cluster, size: float) -> float:
+    """Of hashing so many bytes, which all workers do together: those of the source, or of what an earlier run left."""
+    return size * max(costs.source / cluster.workers, 1 / (cluster.network * cluster.nodes), 1 / cluster.storage)
 
 
-def driver(costs: Costs, cluster: Cluster, source: float, work: Iterable[Work], per_task: float) -> dict[str, float]:
-    """Seconds of what the driver does alone, whatever the number of nodes."""
+def driver(costs: Costs, source: float, work: Iterable[Work]) -> dict[str, float]:
+    """Seconds of what one process does alone between the phases and behind them, whatever the number of nodes."""
     ids, windows = work
     documents = source / costs.corpus["bytes"] * costs.corpus["documents"]
     return {
-        "plan": hash_seconds(costs, cluster, source, 1),
-        "schedule": (ids.shards + windows.shards) * per_task,
         "documents": costs.documents(documents, ids.shards),
         "manifests": costs.finish(3 * ids.shards + windows.shards),
         "folder": costs.folder(windows.shards) + costs.page(documents),
@@ -157,11 +154,10 @@ def driver(costs: Costs, cluster: Cluster, source: float, work: Iterable[Work], 
 def foretell_cluster(costs: Costs, cluster: Cluster, source: float, shard_bytes: float, per_task: float) -> dict[str, float]:
     """Seconds of each part on a cluster where nothing fails."""
     work = phases(costs, source, shard_bytes)
-    alone = driver(costs, cluster, source, work, per_task)
-    found = {"start": costs.start, "plan": alone["plan"]}
+    found = {"start": costs.start, "plan": hash_seconds(costs, cluster, source)}
     for one in work:
-        found[one.name] = max(one.within(cluster), one.shards * per_task)
-    return found | {name: alone[name] for name in ("documents", "manifests", "folder")}
+        found[one.name] = one.within(cluster, per_task)
+    return found | driver(costs, source, work)
 
 
 def best_shard(costs: Costs, cluster: Cluster, source: float, per_task: float) -> int:
@@ -170,19 +166,15 @@ def best_shard(costs: Costs, cluster: Cluster, source: float, per_task: float) -
     return min(sizes or [ROWS], key=lambda size: sum(foretell_cluster(costs, cluster, source, size, per_task).values()))
 
 
-def found_again(costs: Costs, cluster: Cluster, source: float, shard_bytes: float, nodes: int) -> dict[str, float]:
-    """Seconds of the same command again until it goes on where the driver was lost: what is there is hashed.
-
-    Single shards are hashed by the workers whose turn they are, whole entries by `nodes`: the driver alone, or all jobs.
-    """
+def found_again(costs: Costs, cluster: Cluster, source: float, shard_bytes: float) -> dict[str, float]:
+    """Seconds of the same command again until it goes on where the driver was lost: what is there is hashed."""
     kept = stored(costs, source, shard_bytes)
-    ids = hash_seconds(costs, cluster, kept["load"] + kept["tokenize"] + kept["encode"], cluster.nodes)
-    windows = hash_seconds(costs, cluster, kept["window"], cluster.nodes)
-    stream = hash_seconds(costs, cluster, kept["encode"], nodes)
+    ids = hash_seconds(costs, cluster, kept["load"] + kept["tokenize"] + kept["encode"])
+    stream, windows = (hash_seconds(costs, cluster, kept[stage]) for stage in ("encode", "window"))
     return {
         "half of the IDs were there": costs.start + ids / 2,
         "half of the rows were there": costs.start + stream + windows / 2,
-        "all was there": costs.start + stream + hash_seconds(costs, cluster, kept["window"], nodes),
+        "all was there": costs.start + stream + windows,
     }
 
 

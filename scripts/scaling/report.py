@@ -189,31 +189,20 @@ def limits(costs: Costs, simulated: dict[str, Any]) -> str:
     """From how many nodes on more of them help little."""
     rows = []
     for source in SOURCES:
-        one = _middle(simulated, source)
-        cluster = Cluster(1)
+        one, node = _middle(simulated, source), Cluster(1)
         work = phases(costs, source, one.shard_bytes)
-        alone = driver(costs, cluster, source, work, per_task(costs, "ray"))
-        together = sum(w.shards * w.seconds(cluster) for w in work) / cluster.cores
-        full = [cluster.storage / (w.moved * cluster.cores) * (w.compute + w.moved / cluster.stream) for w in work]
-        rows.append(
-            [
-                f"{source / TB:.0f} TB",
-                duration(together),
-                duration(sum(alone.values())),
-                f"{together / sum(alone.values()):.0f}",
-                f"{together / (sum(alone.values()) - alone['plan']):.0f}",
-                f"{min(full):.0f}",
-            ]
+        alone = sum(driver(costs, source, work).values())
+        needs = [w.needs(node, per_task(costs, "ray")) for w in work]
+        one_node = [max(need["workers"], need["network"]) for need in needs]
+        full, handed = (
+            [most / need[name] for most, need in zip(one_node, needs, strict=True)] for name in ("storage", "driver")
         )
-    heads = [
-        "text",
-        "phases on one node",
-        "driver alone",
-        "nodes at which both are equal",
-        "the same with the source hashed by all",
-        "nodes that fill the storage",
-    ]
-    return table(heads, rows)
+        shards = min(w.shards for w in work) / node.cores
+        together = sum(one_node)
+        numbers = [together / alone, min(full), min(handed), shards]
+        rows.append([f"{source / TB:.0f} TB", duration(together), duration(alone), *(f"{number:,.0f}" for number in numbers)])
+    heads = ["text", "phases, on one node", "one process alone", "nodes at which both are equal"]
+    return table([*heads, "that fill the storage", "that keep a Ray driver busy", "with a shard for each worker"], rows)
 
 
 def losses(costs: Costs, simulated: dict[str, Any]) -> str:
@@ -227,13 +216,9 @@ def losses(costs: Costs, simulated: dict[str, Any]) -> str:
 
 def lost_drivers(costs: Costs, simulated: dict[str, Any]) -> str:
     """What the same command takes again."""
-    rows = []
-    for source in SOURCES:
-        one = _middle(simulated, source)
-        cluster = Cluster(one.nodes)
-        found = [found_again(costs, cluster, source, one.shard_bytes, nodes) for nodes in (1, one.nodes)]
-        rows += [[f"{source / TB:.0f} TB", when, duration(found[0][when]), duration(found[1][when])] for when in found[0]]
-    return table(["text, 100 nodes", "lost when", "Ray", "array"], rows, 2)
+    found = [found_again(costs, CLUSTERS[1], source, _middle(simulated, source).shard_bytes) for source in SOURCES]
+    rows = [[when, *(duration(one[when]) for one in found)] for when in found[0]]
+    return table(["100 nodes, lost when", *(f"{source / TB:.0f} TB" for source in SOURCES)], rows)
 
 
 def blocks(costs: Costs, found: Sequence[check.Checked], simulated: dict[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 from scripts.benchmark.environments import BenchmarkError
 from scripts.benchmark.rounds import say
 from scripts.scaling.costs import Costs
-from scripts.scaling.model import Cluster, Work, best_shard, driver, foretell_cluster, hash_seconds, phases
+from scripts.scaling.model import Cluster, Work, best_shard, driver, foretell_cluster, phases
 from scripts.scaling.simulate import Batch, Story, bundled, draw, simulate
 
 TB = 1e12
@@ -55,15 +55,15 @@ def batches(
     """The phases for the simulation, one worker a node; of a corpus of `source` bytes with the driver's time behind each."""
     after = dict.fromkeys(("ids", "windows"), 0.0)
     if source:
-        alone = driver(costs, cluster, source, work, 0.0)
+        alone = driver(costs, source, work)
         after = {"ids": alone["documents"] + alone["manifests"] * 3 / 4, "windows": alone["manifests"] / 4 + alone["folder"]}
-    made, small = [], cluster
+    made = []
     for number, one in enumerate(work):
-        taken, tasks, small = bundled(one, cluster)
-        times = draw(tasks.compute, tasks.shards, costs.spread[one.name], seed, number)
+        tasks, taken, seconds, room = bundled(one, cluster)
         again = (costs.verify * one.moved + one.moved / cluster.stream) * taken / cluster.cores
-        made.append(Batch(times, taken * per_task(costs, engine), again, after[one.name]))
-    return made, small
+        times = draw(seconds, tasks, costs.spread[one.name], seed, number)
+        made.append(Batch(times, room, taken * per_task(costs, engine), again, after[one.name]))
+    return made, replace(cluster, cores=1)
 
 
 def told(stories: Iterable[Story], more: float) -> list[float]:
@@ -84,8 +84,7 @@ def scenario(costs: Costs, source: float, cluster: Cluster, seeds: int) -> Scena
         for seed in range(seeds):
             phase, small = batches(costs, work, cluster, engine, seed, source)
             own.append(simulate(phase, small, seed, engine, MORE_PARTS * cluster.nodes))
-        hashing = hash_seconds(costs, cluster, source, cluster.nodes if engine == "array" else 1)
-        simulated[engine] = told(own, parts["start"] + hashing)
+        simulated[engine] = told(own, parts["start"] + parts["plan"])
         stories += own if engine == "ray" else []
     return Scenario(
         source,

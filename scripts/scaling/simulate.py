@@ -5,7 +5,8 @@
     node 1    [1][3][5]✗ . . . . . . back [8]    lost: what it was at is noticed after a while and given out again
                       └──────▶ [5] on node 0
 
-Seconds of a shard are those of the model times a draw from the spread that was measured. Nodes fail as a Poisson process
+Seconds of a shard are those of the model times a draw from the spread that was measured; where all together ask more of
+the network or the storage than there is, all slow down alike (processor sharing). Nodes fail as a Poisson process
 each, and are back after a while; what a node had published stays. Between two phases there is a barrier.
 
 * `ray`: a driver hands out one shard after another, each to the first free worker; what was lost comes first.
@@ -19,21 +20,22 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from scripts.scaling.model import Cluster, Work
 
-DONE, FAILED, BACK, NOTICED = range(4)
+BEGUN, FAILED, BACK, NOTICED = range(4)
 
 
 @dataclass(frozen=True)
 class Batch:
     """One phase: seconds of each shard, float `[shards]`; of giving one out; of finding one that is there again."""
 
-    seconds: np.ndarray
+    seconds: np.ndarray  # alone; where more than `room` are under way all of them slow down
+    room: float = math.inf
     schedule: float = 0.0
     again: float = 0.0
     after: float = 0.0  # of the driver, between this phase and what follows
@@ -168,13 +170,17 @@ def simulate(
 
 
 def _phase(batch: Batch, queue: Any, nodes: Nodes, story: Story, driven: bool) -> None:
-    """All shards of a phase, from `story.seconds` on, which becomes the time at which the last one is there."""
+    """All shards of a phase, from `story.seconds` on, which becomes the time at which the last one is there.
+
+    `work` is what a shard that was under way from the beginning would have behind it: the clock of all that compute.
+    """
     begin, seconds = story.seconds, batch.seconds.tolist()
     cluster = nodes.cluster
     events: list[tuple[float, int, int, int, Any]] = []  # time, kind, node, its life, shard or what was lost
-    at: list[dict[int, float]] = [{} for _ in range(cluster.nodes)]  # shards that each node is at, and since when
+    ends: list[tuple[float, int, int, int]] = []  # by the clock of work: when a shard will be there; node, its life, shard
+    at: list[dict[int, float]] = [{} for _ in range(cluster.nodes)]  # shards that each node has, and since when they compute
     completed = np.zeros(len(seconds), bool)
-    left, driver, now = len(seconds), begin, begin
+    left, driver, now, work, active = len(seconds), begin, begin, 0.0, 0
 
     for node in range(cluster.nodes):
         while nodes.next[node] < begin:  # it failed while nothing was to be computed
@@ -182,18 +188,26 @@ def _phase(batch: Batch, queue: Any, nodes: Nodes, story: Story, driven: bool) -
         here = nodes.back[node] <= begin
         heapq.heappush(events, (nodes.next[node], FAILED, node, 0, None) if here else (nodes.back[node], BACK, node, 0, None))
 
+    def compute(node: int, shard: int) -> None:
+        nonlocal active
+        at[node][shard] = now
+        active += 1
+        heapq.heappush(ends, (work + seconds[shard], node, nodes.life[node], shard))
+
     def fill(node: int) -> None:
         """Give the free workers of a node something to do."""
         nonlocal driver
-        running, life = at[node], nodes.life[node]
-        while len(running) < cluster.cores and (taken := queue.take(node, now)) is not None:
+        while len(at[node]) < cluster.cores and (taken := queue.take(node, now)) is not None:
             shard, ready = taken
             if driven:
                 ready = driver = max(driver, now) + batch.schedule
             else:
                 ready += batch.schedule
-            running[shard] = ready
-            heapq.heappush(events, (ready + seconds[shard], DONE, node, life, shard))
+            if ready > now:
+                at[node][shard] = math.inf
+                heapq.heappush(events, (ready, BEGUN, node, nodes.life[node], shard))
+            else:
+                compute(node, shard)
 
     def fill_all() -> None:
         for node in range(cluster.nodes):
@@ -202,20 +216,32 @@ def _phase(batch: Batch, queue: Any, nodes: Nodes, story: Story, driven: bool) -
 
     fill_all()
     while left:
-        now, kind, node, life, what = heapq.heappop(events)
-        if kind == DONE:
-            if life != nodes.life[node]:
-                continue
-            del at[node][what]
-            assert not completed[what], f"shard {what} was completed twice"
-            completed[what] = True
+        while ends and ends[0][2] != nodes.life[ends[0][1]]:  # lost with its node
+            heapq.heappop(ends)
+        pace = min(1.0, batch.room / active) if active else 1.0
+        end = now + (ends[0][0] - work) / pace if ends else math.inf
+        if end <= events[0][0]:
+            work, node, _, shard = heapq.heappop(ends)
+            now = end
+            del at[node][shard]
+            active -= 1
+            assert not completed[shard], f"shard {shard} was completed twice"
+            completed[shard] = True
             left -= 1
-            queue.finished(node, what)
+            queue.finished(node, shard)
             fill(node)
+            continue
+        work += (events[0][0] - now) * pace
+        now, kind, node, life, what = heapq.heappop(events)
+        if kind == BEGUN:
+            if life == nodes.life[node]:
+                compute(node, what)
         elif kind == FAILED:
+            begun = [now - since for since in at[node].values() if since <= now]
+            active -= len(begun)
             story.failures += 1
-            story.lost += len(at[node])
-            story.wasted += sum(max(0.0, now - since) for since in at[node].values())
+            story.lost += len(begun)
+            story.wasted += sum(begun)
             gone, at[node] = queue.lost(node, set(at[node])), {}
             nodes.fail(node, now)
             heapq.heappush(events, (now + queue.notice, NOTICED, node, 0, gone))
@@ -241,13 +267,12 @@ def draw(seconds: float, shards: int, spread: Sequence[float], seed: int, number
     return seconds * ratios / mean
 
 
-def bundled(work: Work, cluster: Cluster, most: int = 20_000) -> tuple[int, Work, Cluster]:
-    """The same in fewer events: how many shards are taken as one, the work in such tasks, and the cluster for it.
+def bundled(work: Work, cluster: Cluster, most: int = 20_000) -> tuple[int, int, float, float]:
+    """The same in fewer events: tasks, shards in each, its seconds, and how many have room to be under way.
 
     A node is one worker here, and its task a shard on each of its cores at once; where there would still be more than
     `most` tasks, several shards after one another. So a lost node loses no less than it would.
     """
     deep = math.ceil(work.shards / cluster.cores / most)
     taken = deep * cluster.cores
-    single = replace(work, shards=math.ceil(work.shards / taken), compute=work.seconds(cluster) * deep, moved=0.0)
-    return taken, single, replace(cluster, cores=1)
+    return math.ceil(work.shards / taken), taken, work.alone(cluster) * deep, work.room(cluster) / cluster.cores
