@@ -333,7 +333,7 @@ def _show(outcome: Any) -> None:
     console.say("\n".join([*ledger_lines(outcome.ledger, outcome.splits, outcome.mixture), *plan_lines(outcome)]))
     done = "wrote" if outcome.published else "there already, unchanged:"
     console.say(f"{done} {console.counted(outcome.rows, 'row')} in {outcome.seconds:.2f} s")
-    console.say(str(outcome.folder))
+    console.say(outcome.address)
 
 
 def ledger_lines(
@@ -486,4 +486,8 @@ def _compare(jobs: list[Job]) -> None:
     done = {str(job.outcome.folder.parent) for job in jobs if job.outcome is not None}
     if done:
         _report(jobs)
+        stored = next((job.outcome.address for job in jobs if job.outcome is not None and "://" in job.outcome.address), "")
+        if stored:
+            console.say(stored.rpartition("/")[0])
+            return
         console.say(done.pop() if len(done) == 1 else os.path.commonpath([os.path.abspath(folder) for folder in done]))

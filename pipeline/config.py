@@ -198,7 +198,7 @@ class Cache:
 class Output:
     """Where the finished dataset goes."""
 
-    dir: str | None = None  # null: outputs/<name>
+    dir: str | None = None  # null: outputs/<name>; or s3://bucket/name
     report: bool = True  # write report.html beside the dataset, for a person
 
 
@@ -284,6 +284,7 @@ RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only kee
     "engine.memory": (1, 1 << 46),
 }
 GROUPS: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name not in ("name", "plan")}
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/]*/[^/]")  # of a place in a bucket, not the bucket itself
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 SECRET_KEY = re.compile(r"(^|[_-])(token|auth|(api|access|private)[_-]?key)s?$|secret|passphrase|passw(or)?d|credential", re.I)
 SECRET_VALUE = re.compile(
@@ -450,10 +451,10 @@ def check(config: Config) -> None:
         value = get(config, dotted)
         if value is not None and ("\0" in value or not value):
             raise ConfigError(f"{dotted} " + ("holds a NUL character." if value else "is empty."))
-    _check_store(config.cache)
+    _check_stores(config.cache, config.output)
     folder = Path(config.output.dir or f"outputs/{output_name(config)}")
     place, kept = folder.absolute(), Path(config.cache.dir).absolute()
-    if place.is_relative_to(kept) or kept.is_relative_to(place):
+    if "://" not in (config.output.dir or "") and (place.is_relative_to(kept) or kept.is_relative_to(place)):
         raise ConfigError(f"output.dir={str(folder)!r} and cache.dir={config.cache.dir!r} may not lie one inside the other.")
     if on_hub and config.corpus.paths:
         raise ConfigError("corpus.paths means nothing to corpus.kind=hub: the dataset's card or names say what its files are.")
@@ -518,9 +519,15 @@ def _check_engine(engine: Engine) -> None:
         raise ConfigError(f"engine.id={engine.id[:120]!r} may hold at most 100 letters, digits, '.', '_' and '-'.")
 
 
-def _check_store(cache: Cache) -> None:
-    if cache.remote is not None and not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://[^/]*/?[^/]", cache.remote):
+def _check_stores(cache: Cache, output: Output) -> None:
+    if cache.remote is not None and not ADDRESS.match(cache.remote):
         raise ConfigError(f"cache.remote={cache.remote!r} is no address: write it as s3://bucket/cache.")
+    if "://" in (output.dir or "") and not ADDRESS.match(output.dir or ""):
+        raise ConfigError(f"output.dir={output.dir!r} is no address of a place in a bucket: write it as s3://bucket/name.")
+    if cache.remote is not None and output.dir is not None:
+        kept, place = (address.rstrip("/") + "/" for address in (cache.remote, output.dir))
+        if kept.startswith(place) or place.startswith(kept):
+            raise ConfigError(f"output.dir={output.dir!r} and cache.remote={cache.remote!r} may not lie one inside the other.")
     if cache.remote is None and cache.scratch_bytes is not None:
         raise ConfigError("cache.scratch_bytes needs cache.remote=: without a store nothing that is finished may be dropped.")
 

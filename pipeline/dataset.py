@@ -35,10 +35,12 @@ from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.files import Json, Stat, digest, hash_file, stat_of, unseal
 from pipeline.model import TOKENS
 from pipeline.split import ordered
+from pipeline.stores import is_url
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.bucket import Mirror
     from pipeline.documents import Documents
     from pipeline.loader import Loader
 
@@ -49,14 +51,27 @@ Sample = dict[str, "torch.Tensor"]
 
 
 def open_dataset(
-    path: str | os.PathLike[str], columns: Sequence[str] | None = None, verify: str = "touch", split: str | None = None
+    path: str | os.PathLike[str],
+    columns: Sequence[str] | None = None,
+    verify: str = "touch",
+    split: str | None = None,
+    scratch: str | os.PathLike[str] = "data/scratch",
 ) -> "WindowDataset":
     """A finished dataset, `outputs/<name>`; where it has splits, one of them, which is the folder `outputs/<name>/<split>`.
+
+    `path` may be the address of one in a store, `s3://bucket/name`: its files are fetched to the folder `scratch` as they
+    are touched, see bucket.py.
 
     `columns` names the columns to give, by default all but `embeddings`, whose rows are hundreds of times as large.
     Raises ConfigError where `path` is no dataset or has no such column, IntegrityError where its files are not
     those of its manifest.
     """
+    if is_url(str(path)):
+        from pipeline.bucket import Mirror
+
+        mirror = Mirror(str(path), scratch)
+        require_split(mirror.folder, split)
+        return WindowDataset.of(mirror.split(split), columns, verify)
     if split is not None:
         require_split(Path(path), split)
         path = Path(path) / split
@@ -88,12 +103,25 @@ class WindowDataset:
             for name in self.manifest["files"]:
                 self._require_hash(name)
 
+    @classmethod
+    def of(cls, mirror: "Mirror", columns: Sequence[str] | None, verify: str) -> "WindowDataset":
+        """A dataset in a store."""
+        dataset = cls.__new__(cls)
+        dataset._mirror = mirror
+        dataset.__init__(mirror.folder, columns, verify)  # type: ignore[misc]
+        return dataset
+
+    _mirror: "Mirror | None" = None  # whence its files are fetched
+
     def _set_up(self, path: Path, columns: Sequence[str] | None, verify: str, hashed: dict[str, Stat]) -> None:
         self.path, self.verify = path, verify
         self._hashed = hashed  # file -> what stat said when its hash was found right
         self.manifest = self._read_manifest()
-        for name in self.manifest["files"]:
-            self._require_size(name)
+        if self._mirror is not None:
+            self._mirror.require_sizes()
+        else:
+            for name in self.manifest["files"]:
+                self._require_size(name)
         self._names = self._data_files()
         rows = [int(self.manifest["files"][name]["rows"]) for name in self._names]
         self._starts: list[int] = [0, *np.cumsum(rows, dtype=np.int64).tolist()]
@@ -255,6 +283,8 @@ class WindowDataset:
         return names
 
     def _stat(self, name: str) -> Stat:
+        if self._mirror is not None:
+            self._mirror.fetch(name)
         try:
             return stat_of((self.path / name).stat())
         except FileNotFoundError:
@@ -281,6 +311,9 @@ class WindowDataset:
         return self.path / name
 
     def _require_hash(self, name: str) -> None:
+        if self._mirror is not None:
+            self._mirror.fetch(name)  # hashed when it came
+            return
         if self._hashed.get(name) == (before := self._stat(name)):
             return
         note = self.manifest["files"][name]
@@ -298,9 +331,7 @@ class WindowDataset:
         file = self._files[number]
         if file is None:
             name = self._names[number]
-            if self.verify != "sizes":
-                self._require_hash(name)
-            file = self._files[number] = _File(self.path / name)
+            file = self._files[number] = _File(self.verified(name))
             self._untouched -= 1
             rows = self._starts[number + 1] - self._starts[number]
             if file.rows != rows:
@@ -329,10 +360,11 @@ class WindowDataset:
         return file.blocks[block], row - file.starts[block]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in ("path", "columns", "verify")}
+        state = {name: getattr(self, name) for name in ("path", "columns", "verify", "_mirror")}
         return state | {"hashed": self._hashed, "manifest": digest(self.manifest)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._mirror = state["_mirror"]
         # What the original has hashed is not hashed again, as long as stat says the same of it.
         self._set_up(state["path"], state["columns"], state["verify"], state["hashed"])
         if digest(self.manifest) != state["manifest"]:

@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,38 @@ STAGES = ("load", "fingerprint", "selection", "tokenizer", "tokenize", "encode",
 def in_order(stages: Json) -> list[tuple[str, Any]]:
     """What is known by stage, or by stage and split, in the order of the line."""
     return [(name, known) for stage in STAGES for name, known in stages.items() if name.partition(" ")[0] == stage]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a dataset is to be put, on this disk; `bucket.Place` is the same in a store."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def require_ours(self) -> None:
+        """As the function."""
+        require_ours(self.path)
+
+    def publish(self, links: dict[str, File], texts: dict[str, bytes], manifest: Json, run: str) -> bool:
+        """As the function."""
+        return publish(self.path, links, texts, manifest, run)
+
+    def write_run(self, record: Json, run: str) -> None:
+        """As the function."""
+        write_run(self.path, record, run)
+
+    def has_report(self) -> bool:
+        """Is there a page about the dataset?"""
+        return os.path.lexists(self.path / REPORT)
+
+    def write_report(self, run: str) -> None:
+        """Write the page about it."""
+        from pipeline import report
+
+        report.write(self.path, run)
 
 
 def require_ours(folder: Path) -> None:
@@ -332,7 +365,12 @@ def _exchange(new: Path, old: Path) -> None:
 
 def write_run(folder: Path, record: Json, run: str) -> None:
     """`run.json`: what differs between two runs with equal bytes. Promised to nobody."""
-    write_text(folder, "run.json", _json(record).decode(), run)
+    write_text(folder, "run.json", run_text(record), run)
+
+
+def run_text(record: Json) -> str:
+    """The content of `run.json`."""
+    return _json(record).decode()
 
 
 def write_text(folder: Path, name: str, text: str, run: str) -> None:

@@ -99,7 +99,7 @@ class Store:
 
     def put(self, name: str, data: bytes, new: bool = False) -> bool:
         """Put a small object, with `new` only where there is none of that name yet. False: there was one."""
-        with _reaching(self.url) as (fs, root):
+        with _writing(self.url) as (fs, root):
             if _on_disk(fs):
                 with _renaming(fs, f"{root}/{name}") as temporary:
                     Path(temporary).write_bytes(data)
@@ -119,7 +119,7 @@ class Store:
 
     def upload(self, path: Path, name: str) -> None:
         """Put a file; the object appears whole."""
-        with _reaching(self.url) as (fs, root):
+        with _writing(self.url) as (fs, root):
             if _on_disk(fs):
                 with _renaming(fs, f"{root}/{name}") as temporary:
                     fs.put_file(str(path), temporary)
@@ -163,6 +163,14 @@ class Store:
             }
         return {}
 
+    def inside(self, folder: str = "") -> list[str]:
+        """The names right in a folder, those of folders too."""
+        with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
+            place = f"{root}/{folder}".rstrip("/")
+            found = sorted(name.rstrip("/").rpartition("/")[2] for name in fs.ls(place, detail=False))
+            return [name for name in found if name and ".putting-" not in name]
+        return []
+
     def remove(self, names: list[str]) -> None:
         """Remove objects, as many at once as the store allows; those that are gone already are gone."""
         with _reaching(self.url) as (fs, root):
@@ -192,6 +200,16 @@ def _reaching(url: str) -> Iterator[tuple[Any, str]]:
             raise stopped from error
         said = stores.explain(url, error)
         raise ResourceError(f"{said} What is finished is kept: run again when it answers.") from error
+
+
+@contextlib.contextmanager
+def _writing(url: str) -> Iterator[tuple[Any, str]]:
+    """As `_reaching`; what is not found then is the bucket."""
+    try:
+        with _reaching(url) as place:
+            yield place
+    except FileNotFoundError as error:
+        raise ResourceError(f"{url!r} cannot be written: there is no such bucket.") from error
 
 
 def _on_disk(fs: Any) -> bool:
@@ -254,15 +272,16 @@ class Shelf:
     store: Store
     entry: "Entry"
 
-    def _place(self, name: str) -> str:
+    def place(self, name: str) -> str:
+        """The name of one of its files in the store."""
         return f"{self.entry.stage}/{self.entry.key}/{name}"
 
     def _receipt_place(self, name: str) -> str:
-        return self._place(f".{name}.receipt")
+        return self.place(f".{name}.receipt")
 
     def mark(self) -> None:
         """Say that the entry is in use; nothing where the store may only be read."""
-        name = self._place(USED)
+        name = self.place(USED)
         if time.monotonic() - _marked.get(name, -HOUR) >= HOUR:
             _marked[name] = time.monotonic()
             try:
@@ -272,9 +291,9 @@ class Shelf:
 
     def manifest(self) -> Json | None:
         """The manifest in the store, or None. Raises IntegrityError as `Entry.manifest`."""
-        address = f"{self.store.url}/{self._place('manifest.json')}"
+        address = f"{self.store.url}/{self.place('manifest.json')}"
         if (known := _manifests.get(address)) is None:
-            data = self.store.read(self._place("manifest.json"))
+            data = self.store.read(self.place("manifest.json"))
             known = self.entry.checked(unsealed(data, address)) if data is not None else None
             if known is not None:
                 _manifests[address] = known
@@ -287,7 +306,7 @@ class Shelf:
         if (note := self._sealed_receipt(name)) is not None:
             return note
         note = (self.manifest() or {"files": {}})["files"].get(name)
-        if note is not None and self.store.size(self._place(name)) == note["bytes"]:
+        if note is not None and self.store.size(self.place(name)) == note["bytes"]:
             return dict(note)
         return None
 
@@ -301,13 +320,13 @@ class Shelf:
     def keep(self, name: str, note: Json) -> None:
         """Put a file of the entry that was just published on this disk: first it, then its receipt."""
         self.mark()
-        self.store.upload(self.entry.path(name), self._place(name))
+        self.store.upload(self.entry.path(name), self.place(name))
         self._put_receipt(name, note)
         trim(self.entry, name, note["bytes"])
 
     def ensure(self, name: str, note: Json) -> None:
         """Put a file that is whole on this disk, where the store does not have it yet."""
-        if self.store.size(self._place(name)) == note["bytes"]:
+        if self.store.size(self.place(name)) == note["bytes"]:
             self._put_receipt(name, note)
         else:
             self.keep(name, note)
@@ -320,7 +339,7 @@ class Shelf:
 
         What neither has is said aloud, once.
         """
-        files, there = manifest["files"], self.store.listed(self._place(""))
+        files, there = manifest["files"], self.store.listed(self.place(""))
 
         def settle(name: str) -> bool:
             path, note = self.entry.path(name), files[name]
@@ -328,7 +347,7 @@ class Shelf:
                 self.keep(name, note)
                 return True
             found = f"{there[name][0]} bytes" if name in there else "nothing"
-            self.tell(Damaged(f"{self.store.url}/{self._place(name)}", f"expected {note['bytes']} bytes, found {found}"))
+            self.tell(Damaged(f"{self.store.url}/{self.place(name)}", f"expected {note['bytes']} bytes, found {found}"))
             return False
 
         lacking = [name for name, note in files.items() if there.get(name, (-1, 0.0))[0] != note["bytes"]]
@@ -348,17 +367,17 @@ class Shelf:
     def finish(self, manifest: Json) -> None:
         """Put the manifest, once every file that it names is seen there, and remove the receipts."""
         files = manifest["files"]
-        there = self.store.listed(self._place(""))
+        there = self.store.listed(self.place(""))
         for name, note in files.items():
             if there.get(name, (-1, 0.0))[0] != note["bytes"]:  # gc was at it, or somebody's hand
                 if not self.entry.path(name).exists():
-                    raise Damaged(f"{self.store.url}/{self._place(name)}", f"expected {note['bytes']} bytes, found nothing")
+                    raise Damaged(f"{self.store.url}/{self.place(name)}", f"expected {note['bytes']} bytes, found nothing")
                 self.keep(name, note)
         self._put_manifest(manifest)
-        self.store.remove([self._place(name) for name in there if name.endswith(".receipt")])
+        self.store.remove([self.place(name) for name in there if name.endswith(".receipt")])
 
     def _put_manifest(self, manifest: Json) -> None:
-        name, data = self._place("manifest.json"), seal(manifest)
+        name, data = self.place("manifest.json"), seal(manifest)
         if not self.store.put(name, data, new=True) and self.store.read(name) != data:
             self.store.put(name, data)  # what was there is damaged, or of other bytes
 
@@ -367,7 +386,7 @@ class Shelf:
 
         Raises Damaged where the store has other bytes or none.
         """
-        entry, address = self.entry, f"{self.store.url}/{self._place(name)}"
+        entry, address = self.entry, f"{self.store.url}/{self.place(name)}"
         path = entry.path(name)
         if entry.known(name):
             return path
@@ -380,7 +399,7 @@ class Shelf:
             log.warning("%r is damaged: %s; it is set aside and fetched again", str(path), problem)
             entry.set_aside(path)
         with entry.temporary(name) as temporary:
-            if not self.store.download(self._place(name), temporary):
+            if not self.store.download(self.place(name), temporary):
                 raise Damaged(address, f"expected {note['bytes']} bytes, found nothing")
             try:
                 size, sha = hash_file(temporary)
@@ -400,8 +419,8 @@ class Shelf:
     def _quarantine(self, name: str) -> None:
         aside = f"quarantine/{self.entry.stage}-{self.entry.key}-{name}-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):  # another machine was faster
-            self.store.copy(self._place(name), self.store, aside)
-            self.store.remove([self._place(name), self._receipt_place(name)])
+            self.store.copy(self.place(name), self.store, aside)
+            self.store.remove([self.place(name), self._receipt_place(name)])
 
 
 # -- the scratch ------------------------------------------------------------------------------------------

@@ -60,12 +60,12 @@ class Trusted(Finished):
         return self.folder / name
 
 
-def write(folder: Path, run: str) -> None:
+def write(folder: Path, run: str, opened: type[Finished] | None = None) -> None:
     """Put the page of a dataset that was just finished beside it, atomically. `run` names the run's workshop.
 
-    Where it has splits each of them has a page, and that of the whole compares them.
+    Where it has splits each of them has a page, and that of the whole compares them. `opened` is how it is read.
     """
-    _write(folder, run, Trusted)
+    _write(folder, run, opened or Trusted)
 
 
 def _write(folder: Path, run: str, opened: type[Finished]) -> Path:

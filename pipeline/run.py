@@ -10,7 +10,6 @@ computed, cached and resumed in `phase.py`, and what it does in its own module.
 import datetime
 import json
 import logging
-import os
 import platform
 import socket
 import time
@@ -23,6 +22,7 @@ from pipeline import (
     __version__,
     arrange,
     backends,
+    bucket,
     choosing,
     corpus,
     embedding,
@@ -49,6 +49,8 @@ from pipeline.phase import Line, Report
 from pipeline.remote import Damaged, Shelf
 
 log = logging.getLogger(__name__)
+
+Place = output.Folder | bucket.Place
 STAGES = (corpus, tokenizer, vocabulary, window, embedding)
 CHOOSING = (fingerprint, selection, arrange)  # stages that a run has only where it is asked for
 
@@ -57,7 +59,7 @@ CHOOSING = (fingerprint, selection, arrange)  # stages that a run has only where
 class Outcome:
     """What a run leaves: the dataset, and the story of each stage."""
 
-    folder: Path
+    folder: Path  # on this disk; else `address` says where
     stages: list[Report]
     ledger: Json  # of the only split, or the first
     rows: int
@@ -66,6 +68,7 @@ class Outcome:
     plan: Json | None = None  # what plan=true had said of it
     splits: dict[str, Json] = field(default_factory=dict)  # the ledger of each; "" where there are none
     mixture: Json = field(default_factory=dict)  # what each part of one gave: see `mixture.facts`
+    address: str = ""  # of the dataset: a path, or that of a place in a store
 
 
 def run(config: configs.Config, job: str | None = None, recorded: Json | None = None) -> Outcome:
@@ -78,10 +81,10 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     recorded = configs.recorded(config) if recorded is None else recorded
     started, begun = time.monotonic(), datetime.datetime.now(datetime.UTC)
     configs.check(config)
-    folder = Path(config.output.dir or Path("outputs") / configs.output_name(config)) / (job or "")
-    output.require_ours(folder)
+    place = _place(config, job)
+    place.require_ours()
     if job:
-        output.require_ours(folder.parent)
+        _place(config).require_ours()
     asked = recorded
     settings, origin = hub.resolve(config.corpus)
     if origin:
@@ -92,14 +95,14 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
         with joined(cache, config.engine) as array:
             line = Line(cache, config.engine, array)
             try:
-                line, planned, manifests, published = _mending(config, recorded, origin, line, folder)
+                line, planned, manifests, published = _mending(config, recorded, origin, line, place)
             except steps.BackendDiffers as differing:
                 log.warning("%s: tokenizer.backend=hf is used instead", differing)
                 slow, line = (
                     replace(config, tokenizer=replace(config.tokenizer, backend="hf")),
                     Line(cache, config.engine, array),
                 )
-                line, planned, manifests, published = _mending(slow, recorded, origin, line, folder)
+                line, planned, manifests, published = _mending(slow, recorded, origin, line, place)
     finally:
         cache.close()
     reports = [report for _, report in output.in_order(line.reports)]
@@ -109,7 +112,8 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     mixed = {name: drawn[name] for name in config.corpus.parts}
     seconds = time.monotonic() - started
     told = estimate.recall(cache.root, asked, sum(source.bytes for source in planned.sources))
-    outcome = Outcome(folder, reports, next(iter(ledgers.values())), rows, seconds, published, told, ledgers, mixed)
+    ledger, address = next(iter(ledgers.values())), str(place)
+    outcome = Outcome(Path(address), reports, ledger, rows, seconds, published, told, ledgers, mixed, address)
     record = {
         "started": begun.isoformat(),
         "seconds": outcome.seconds,
@@ -122,33 +126,39 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
         "platform": platform.platform(),
     }
     if published or array is None:
-        output.write_run(folder, record, cache.run)
-    if config.output.report and (published or (array is None and not os.path.lexists(folder / output.REPORT))):
-        _report(folder, cache.run)
+        place.write_run(record, cache.run)
+    if config.output.report and (published or (array is None and not place.has_report())):
+        _report(place, cache.run)
         outcome.seconds = time.monotonic() - started
     return outcome
 
 
-def _report(folder: Path, run: str) -> None:
-    """The page about the dataset. It is whole without one, so what goes wrong here is a warning."""
-    from pipeline import report
+def _place(config: configs.Config, job: str | None = None) -> Place:
+    """Where the dataset goes."""
+    given, last = config.output.dir, f"/{job}" if job else ""
+    if bucket.is_address(given):
+        return bucket.Place(f"{str(given).rstrip('/')}{last}", Path(config.cache.dir) / "scratch")
+    return output.Folder(Path(given or Path("outputs") / configs.output_name(config)) / (job or ""))
 
+
+def _report(place: Place, run: str) -> None:
+    """The page about the dataset. It is whole without one, so what goes wrong here is a warning."""
     try:
-        report.write(folder, run)
+        place.write_report(run)
     except Exception as error:
         if engine.interrupted():
             raise
-        log.warning("%s: the dataset is whole, but its page could not be made: %s", folder / output.REPORT, error)
+        log.warning("%s: the dataset is whole, but its page could not be made: %s", place, error)
 
 
 def _mending(
-    config: configs.Config, recorded: Json, origin: Json | None, line: Line, folder: Path
+    config: configs.Config, recorded: Json, origin: Json | None, line: Line, place: Place
 ) -> tuple[Line, plan.Plan, dict[str, Json], bool]:
     """`_run`, once more for every file of a store that arrives damaged: what is still whole is found, the rest computed."""
     damaged: set[str] = set()
     while True:
         try:
-            return _run(config, recorded, origin, line, folder)
+            return _run(config, recorded, origin, line, place)
         except Damaged as damage:
             if damage.name in damaged:
                 raise
@@ -158,7 +168,7 @@ def _mending(
 
 
 def _run(
-    config: configs.Config, recorded: Json, origin: Json | None, line: Line, folder: Path
+    config: configs.Config, recorded: Json, origin: Json | None, line: Line, place: Place
 ) -> tuple[Line, plan.Plan, dict[str, Json], bool]:
     with engine.beside() as aside:  # a tokenizer that need not see the corpus is found while that is hashed
         found = None if tokenizer.trained(config.tokenizer) else aside(steps.find_tokenizer, line, config)
@@ -188,10 +198,10 @@ def _run(
         links |= list_rejects(own)
     texts["README.md"] = output.card(about["name"], manifest)
     if line.array is None:
-        published = output.publish(folder, links, texts, manifest, line.cache.run)
+        published = place.publish(links, texts, manifest, line.cache.run)
     else:
-        with line.array.alone(f"output-{files.digest([os.path.abspath(folder), manifest])[:32]}") as turn:
-            published = turn and output.publish(folder, links, texts, manifest, line.cache.run)
+        with line.array.alone(f"output-{files.digest([str(place), manifest])[:32]}") as turn:
+            published = turn and place.publish(links, texts, manifest, line.cache.run)
     return line, planned, {name: part[2] for name, part in parts.items()}, published
 
 
