@@ -196,14 +196,25 @@ def _sections(
     return {path: borders}, owners
 
 
-def look(corpus: Corpus, files: dict[str, Stat], cache: Cache, trust_stat: bool, workers: int, most: int) -> Plan | None:
+def look(
+    corpus: Corpus,
+    files: dict[str, Stat],
+    cache: Cache,
+    trust_stat: bool,
+    workers: int,
+    most: int,
+    splits: Split | None = None,
+    words: int = 0,
+) -> Plan | None:
     """The plan that `make` would give for `files`, and nothing is noted; None where more than `most` bytes would be hashed."""
     corpus = _shared_out(corpus, files)
-    known = _recall(_note(corpus, cache, files), files) if trust_stat else {}
+    borders, owners = _sections(corpus, files, splits, words)
+    known = _recall(_note(corpus, cache, files, borders), files) if trust_stat else {}
     fresh = {path: stat for path, stat in files.items() if path not in known}
     if sum(stat[1] for stat in fresh.values()) > most:
         return None
-    return _plan(corpus, files, known | _measure(fresh, corpus, workers), set(fresh))
+    planned = _plan(corpus, files, known | _measure(fresh, corpus, workers, borders), set(fresh))
+    return replace(planned, sections=tuple(owners))
 
 
 def _shared_out(corpus: Corpus, files: dict[str, Stat]) -> Corpus:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from conftest import composed
-from pipeline import cli, estimate, places, plan, sample
+from pipeline import cli, counting, estimate, sample
 from pipeline.cache import Cache
 from pipeline.config import Config
+from pipeline.errors import ConfigError, InputError
 from pipeline.run import run
 
 WORDS = "the ferry was late because of the fog, and Hester (who had waited) went home".split()
@@ -59,8 +60,8 @@ def test_of_a_small_corpus_everything_is_counted_and_the_bytes_follow(at, option
     "options", [["tokenizer=bytes"], ["tokenizer.vocab_size=280"], ["tokenizer=words", "window.cross_documents=false"]]
 )
 def test_of_a_larger_corpus_a_sample_is_tokenized_and_the_range_holds_the_truth(at, monkeypatch, options):
-    monkeypatch.setattr(estimate, "SAMPLE", 60_000)
-    monkeypatch.setattr(estimate, "LEARN", 15_000)
+    monkeypatch.setattr(counting, "SAMPLE", 60_000)
+    monkeypatch.setattr(counting, "LEARN", 15_000)
     monkeypatch.setattr(sample, "BLOCK", 512)
     (at / "in.txt").write_text(lines(6000))
     common = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "window.context_length=16", "embedding=none"]
@@ -72,7 +73,7 @@ def test_a_corpus_too_large_to_be_hashed_is_sampled_all_the_same(at, monkeypatch
     (at / "in.txt").write_text(lines(3000))
     config = composed("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=bytes", "embedding=none")
     monkeypatch.setattr(estimate, "HASHED", 10)
-    monkeypatch.setattr(estimate, "SAMPLE", 60_000)
+    monkeypatch.setattr(counting, "SAMPLE", 60_000)
     said = estimate.estimate(config)
     assert {stage.state for stage in said.stages} == {"unknown"} and said.disk.value > 0
     made = run(config)
@@ -80,8 +81,8 @@ def test_a_corpus_too_large_to_be_hashed_is_sampled_all_the_same(at, monkeypatch
 
 
 def test_a_vocabulary_that_grows_with_the_corpus_is_foreseen(at, monkeypatch):
-    monkeypatch.setattr(estimate, "SAMPLE", 80_000)
-    monkeypatch.setattr(estimate, "LEARN", 20_000)
+    monkeypatch.setattr(counting, "SAMPLE", 80_000)
+    monkeypatch.setattr(counting, "LEARN", 20_000)
     generator = np.random.default_rng(1)
     (at / "in.txt").write_text(" ".join(f"w{int(n)}" for n in generator.zipf(1.4, 120_000)))
     config = composed("corpus=text", "corpus.paths=[in.txt]", "tokenizer=words", "embedding=none", "window.context_length=64")
@@ -113,22 +114,86 @@ def test_what_will_disappoint_is_said(at):
         assert any(note in line for line in said), (note, said)
 
 
-def test_rows_of_each_split_are_foreseen_and_a_split_that_stays_empty_is_said(at):
+SPLITS = ["corpus.document=line", "split.validation=0.1", "split.test=0.05"]
+COLUMN = ["corpus=jsonl", "corpus.paths=[in.jsonl]", "corpus.metadata=[part]", "split.by=column", "split.column=part",
+          "split.validation_values=[held]"]  # fmt: skip
+FILES = [
+    "corpus=text",
+    "corpus.paths=[in.txt,held.txt]",
+    "corpus.document=line",
+    "split.by=files",
+    "split.validation_files=[held.txt]",
+]
+PARTS = "+corpus.parts={a:{paths:[in.txt],document:line,weight:3},b:{paths:[held.txt],document:line,max_repetitions:4}}"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["corpus=text", "corpus.paths=[in.txt]", *SPLITS],
+        ["corpus=text", "corpus.paths=[in.txt]", *SPLITS, "split.shuffle=documents", "embedding=random"],
+        ["corpus=text", "corpus.paths=[in.txt]", *SPLITS, "window=document", "window.truncate=true"],
+        ["split.validation=0.1", "window.context_length=64", "tokenizer=bpe"],  # one document, cut between paragraphs
+        COLUMN,
+        FILES,
+        ["corpus=text", "corpus.name=ab", PARTS],
+        ["corpus=text", "corpus.name=ab", PARTS, "corpus.tokens=2000", "window.cross_documents=false", "window.tail=pad"],
+        ["corpus=text", "corpus.name=ab", PARTS, "split.validation=0.1", "embedding=random"],
+    ],
+)
+def test_of_small_splits_and_mixtures_all_is_foreseen_and_afterwards_all_is_known_to_be_there(at, options):
+    (at / "in.txt").write_text(lines(400))
+    (at / "held.txt").write_text(lines(60, seed=1))
+    rows = [{"text": text, "part": "held" if n % 7 == 0 else "main"} for n, text in enumerate(lines(200).splitlines())]
+    (at / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = composed("tokenizer=words", "embedding=none", "window.context_length=16", *options)
+    said, made = estimate.estimate(config), run(config)
+    assert said.rows.exact and said.rows.value == made.rows
+    assert set(said.splits) == ({*made.splits} if "" not in made.splits else set())
+    for name, own in said.splits.items():
+        assert own.ids.value == made.splits[name]["window"]["tokens"]
+    for name, part in said.mixture.items():
+        assert abs(part["expected"] - made.mixture[name]["achieved"]) < 1e-9 and part["asked"] == made.mixture[name]["asked"]
+    assert [stage.stage for stage in said.stages] == [stage.stage for stage in made.stages]
+    again = estimate.estimate(config)
+    assert {stage.state for stage in again.stages} == {"cached"} and again.disk.value == 0
+    assert again.rows.exact and again.rows.value == made.rows
+    other = estimate.estimate(
+        composed("tokenizer=words", "embedding=none", "window.context_length=16", *options, "window.stride=5")
+    )
+    assert {s.state for s in other.stages if s.stage.startswith("window")} == {"to do"} or config.window.mode == "document"
+    assert {s.state for s in other.stages if not s.stage.startswith(("window", "embed"))} == {"cached"}
+
+
+def test_of_larger_splits_and_mixtures_the_ranges_hold_the_truth(at, monkeypatch):
+    monkeypatch.setattr(counting, "SAMPLE", 60_000)
+    monkeypatch.setattr(sample, "BLOCK", 512)
+    (at / "in.txt").write_text(lines(6000))
+    (at / "held.txt").write_text(lines(3000, seed=1))
+    common = ["tokenizer=words", "embedding=none", "window.context_length=16", "corpus=text"]
+    for options in ([*SPLITS, "corpus.paths=[in.txt]"], ["corpus.name=ab", PARTS, "split.validation=0.2"]):
+        config = composed(*common, *options)
+        said, made = estimate.estimate(config), run(config)
+        assert 0 < said.sampled < 90_000
+        for name, own in said.splits.items():
+            truth = made.splits[name]["window"]["tokens"]
+            assert own.ids.low <= truth <= own.ids.high and own.ids.high / own.ids.low < 2, (name, own.ids, truth)
+            assert own.rows.count.low <= made.splits[name]["window"]["rows"] <= own.rows.count.high
+        for name, part in said.mixture.items():
+            assert abs(part["expected"] - made.mixture[name]["achieved"]) < 0.01
+
+
+def test_a_split_that_stays_empty_is_said_and_what_the_run_refuses_the_plan_refuses(at):
     (at / "in.txt").write_text(lines(2000))
+    (at / "held.txt").write_text(lines(20, seed=1))
     common = ["corpus=text", "corpus.paths=[in.txt]", "tokenizer=words", "embedding=none", "window.context_length=16"]
-    said = estimate.estimate(composed(*common, "corpus.document=line", "split.validation=0.1", "split.test=0.02"))
-    assert set(said.splits) == {"train", "validation", "test"} and not any("split" in note for note in said.notes)
-    assert abs(sum(guess.value for guess in said.splits.values()) / said.rows.value - 1) < 0.01
-    assert 0.09 < said.splits["validation"].value / said.rows.value < 0.11
-    assert said.splits["test"].low < said.splits["test"].value < said.splits["test"].high
-    short = estimate.estimate(composed(*common, "corpus.document=line", "split.validation=0.0002"))
-    assert any("the validation split of 0.02 % would hold none" in note for note in short.notes)
-    one = estimate.estimate(composed(*common, "split.validation=0.1"))
-    assert any("the corpus is one document" in note for note in one.notes)
-    (at / "held.txt").write_text(lines(200))
-    by_files = ["corpus=text", "corpus.paths=[in.txt,held.txt]", "split.by=files", "split.validation_files=[held.txt]"]
-    said = estimate.estimate(composed(*by_files, "tokenizer=words", "embedding=none", "window.context_length=16"))
-    assert 0.07 < said.splits["validation"].value / said.rows.value < 0.12
+    short = estimate.estimate(composed(*common, "corpus.document=line", "split.validation=0.001", "window.context_length=64"))
+    assert any("the validation split of " in note and "would hold none" in note for note in short.notes)
+    with pytest.raises(InputError, match="leaves nothing for validation"):
+        estimate.estimate(composed(*common, "split.validation=0.1"))  # one paragraph
+    parts = ["corpus.paths=[]", "corpus.name=ab", PARTS, "corpus.tokens=1000000"]
+    with pytest.raises(ConfigError, match="is more than the"):
+        estimate.estimate(composed(*common, *parts))
 
 
 def test_the_verdict_in_windows_of_1024_is_too_short_for_a_validation_split(at, assets):
@@ -165,18 +230,14 @@ def test_of_200_mb_95_of_100_seeds_are_within_2_percent_from_8_mb_and_the_disk_w
     config = composed(
         "corpus=parquet", f"corpus.paths=[{assets}/corpora/{corpus}]", "tokenizer=gpt2", "window.context_length=1024", "embedding=none"
     )  # fmt: skip
-    found = places.find(config.corpus)
-    cache = Cache(at / "data/cache", "none")
-    planned = plan.look(config.corpus, found, cache, True, 2, estimate.HASHED)
     (at / "scratch").mkdir()
-    look = estimate._Look(config, 0, cache, found, planned, at / "scratch")
+    look = estimate.Look(config, Cache(at / "data/cache", "none"), at / "scratch")
     ready = look.known_tokenizer()
     guesses, most = [], 0
     for seed in range(100):
-        look.seed = seed
-        _, counts = look.from_sample(look.blocks(), ready)
-        guesses.append(counts.ids)
-        most = max(most, counts.sampled)
+        counting.draw(look.inputs, seed)
+        most = max(most, counting.count(config, ready, look.inputs, at / "scratch").sampled)
+        guesses.append(look.inputs[0].counts.ids)
     said, made = estimate.estimate(config), run(config)
     truth = made.ledger["encode"]["ids"]
     near = sum(abs(guess.value / truth - 1) <= 0.02 for guess in guesses)
