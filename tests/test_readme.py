@@ -134,8 +134,9 @@ def test_what_a_page_quotes_of_the_verdict_holds_where_the_mirror_is(page, at, a
         require(quoted, printed, what)
 
 
-def test_the_tree_names_every_module_and_every_group_and_nothing_else():
-    tree = re.search(r"## The tree\n.*?```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)[1]
+@pytest.mark.parametrize(("page", "heading"), [("README.md", "The tree"), ("README.pt-BR.md", "A árvore")])
+def test_the_tree_names_every_module_and_every_group_and_nothing_else(page, heading):
+    tree = re.search(rf"## {heading}\n.*?```text\n(.*?)```", (ROOT / page).read_text("utf-8"), re.S)[1]
     named = set(re.findall(r"^ *(\S+)", tree, re.M))
     modules = {path.name for path in (ROOT / "pipeline").glob("*.py")} - {"__init__.py"}
     groups = {f"{path.name}/" for path in (ROOT / "conf").iterdir() if path.is_dir()}
