@@ -324,6 +324,8 @@ def check_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(_secret(redacted(name)))
         if len(name) > 2 and "--experimental-rerun".startswith(name):
             raise ConfigError("--experimental-rerun is not supported: it would run code from a pickle file.")
+        if argument.startswith("corpus.parts."):  # a part need not be there yet, nor its setting
+            argument = f"++{argument}"
         (flags if valued or argument.startswith("-") else overrides).append(argument)
         valued = argument in VALUED
     if not {"-sc", "--shell-completion"} & set(flags):
@@ -463,7 +465,10 @@ def check(config: Config) -> None:
     elif config.corpus.tokens is not None:
         raise ConfigError("corpus.tokens needs a mixture: corpus.parts=.")
     elif not on_hub and not config.corpus.paths:
-        raise ConfigError("corpus.paths is empty: name files, folders or globs, as in corpus.paths=[texts/].")
+        raise ConfigError(
+            "corpus.paths is empty: name files, folders or globs, as in corpus.paths=[texts/]; or, of a mixture, those of "
+            "each part, as in corpus.parts.letters.paths=[letters/]."
+        )
     if config.corpus.url is not None and not config.corpus.url.startswith("https://"):
         raise ConfigError(f"corpus.url={config.corpus.url!r}: only https:// is allowed.")
     if config.corpus.url is not None and not config.corpus.sha256:
@@ -630,9 +635,9 @@ def _check_reading(corpus: Corpus) -> None:
         raise ConfigError(
             f"corpus.min_characters={corpus.min_characters} is larger than corpus.max_characters={corpus.max_characters}."
         )
-    if taken := sorted({"text", "source", "start", "end", "ends", "first", "tokens"} & set(corpus.metadata)):
+    if taken := sorted({"text", "source", "start", "end", "ends", "first", "tokens", "origin"} & set(corpus.metadata)):
         raise ConfigError(f"corpus.metadata={taken}: documents.arrow has a column of that name already.")
     if len(set(corpus.metadata)) < len(corpus.metadata) or "" in corpus.metadata:
         raise ConfigError(f"corpus.metadata={corpus.metadata}: name each column once.")
-    if corpus.metadata and corpus.format == "text":
+    if corpus.metadata and corpus.format == "text" and corpus.kind != "hub":  # whose format is found later
         raise ConfigError("corpus.metadata needs records with columns: a text file has none.")

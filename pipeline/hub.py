@@ -67,6 +67,8 @@ def resolve(corpus: Corpus) -> tuple[Corpus, dict[str, Any] | None]:
     if not kinds:
         raise InputError(f"dataset {corpus.name!r} holds no files that can be read here: {_some(names)}.")
     kind = max(kinds, key=lambda kind: (kinds[kind], kind))
+    if kind == "text" and corpus.metadata:
+        raise ConfigError(f"corpus.metadata needs records with columns: the files of dataset {corpus.name!r} are text.")
     left = [name for name in names if KIN.get(forms.get(name, ""), forms.get(name)) != kind]
     taken = {forms[name] for name in names if name not in left}
     form = taken.pop() if len(taken) == 1 and taken != {"json"} else "auto"  # of .json the content tells, file by file

@@ -88,7 +88,8 @@ def _documents(
 
         text, kept = repaired(text, corpus, counts, bad)
         starts, stops = starts[kept], stops[kept]
-    yield make_batch(text, content.source, starts + base, stops + base, ends)
+    metadata = {name: pa.nulls(len(text), pa.string()) for name in corpus.metadata}  # where other files have columns
+    yield make_batch(text, content.source, starts + base, stops + base, ends, metadata)
 
 
 def lines(data: np.ndarray, final: bool) -> tuple[np.ndarray, np.ndarray, int]:

@@ -154,6 +154,15 @@ def test_text_comes_from_nested_columns_and_templates_and_others_are_carried_alo
         read(Corpus(format=form, paths=[str(path)], text_column="meta.n"), tmp_path)
 
 
+def test_of_files_without_columns_the_metadata_is_null(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("a line\n" * 3)
+    (tmp_path / "in/b.jsonl").write_text('{"text":"b","url":"u"}\n{"text":"c"}\n')
+    asked = Corpus(format="auto", paths=[str(tmp_path / "in")], document="line", metadata=["url"])
+    check(Config(corpus=asked))
+    assert carried(asked, tmp_path) == [("a line", None)] * 3 + [("b", "u"), ("c", None)]
+
+
 def test_a_csv_column_that_is_missing_or_given_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_text("id,body,body\n1,a,b\n")
@@ -248,7 +257,7 @@ def test_a_long_document_is_judged_and_repaired_as_a_whole(tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"include": "("}, {"min_characters": 5, "max_characters": 4}, {"metadata": ["text"]}, {"metadata": ["url"]},
+    [{"include": "("}, {"min_characters": 5, "max_characters": 4}, {"metadata": ["text"]}, {"metadata": ["origin"], "format": "csv"}, {"metadata": ["url"]},
      {"format": "csv", "metadata": ["a", "a"]}, {"unicode": "NFD"}, {"on_bad_row": "drop"}],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_refused_before_anything_is_read(wrong: dict[str, object]) -> None:

@@ -132,6 +132,18 @@ def test_a_json_file_is_an_array_or_lines_by_its_content(at: Path) -> None:
     assert datasets.load_dataset("mine", split="train", cache_dir="c")["text"] == texts
 
 
+def test_columns_are_carried_along_where_the_files_have_any(at: Path) -> None:
+    make(at / "mine", "a.txt")
+    make(at / "sets/rows", "a.parquet")
+    pq.write_table(pa.table({"text": ["The ferry was late."], "url": ["u"]}), at / "sets/rows/a.parquet")
+    tiny = ["corpus=hub", "tokenizer=bytes", "window.context_length=4", "embedding=none", "corpus.metadata=[url]"]
+    with pytest.raises(ConfigError, match=r"corpus\.metadata needs records .*'mine' are text"):
+        run.run(composed(*tiny, "corpus.name=mine"))
+    folder = run.run(composed(*tiny, "corpus.name=sets/rows")).folder
+    with pa.ipc.open_stream(folder / "documents.arrow") as reader:
+        assert reader.read_all()["url"].to_pylist() == ["u"]
+
+
 def test_files_that_their_numbers_say_are_missing_are_missed(at: Path) -> None:
     make(at / "mine", "data/train-00000-of-00003.parquet", "data/train-00002-of-00003.parquet")
     with pytest.raises(InputError, match="2 of 3 files of 'data/train' are there"):

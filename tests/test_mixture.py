@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_run import digests, table
 
 from conftest import composed
 from pipeline import mixture, trace
-from pipeline.config import Config, Corpus, Part, check, check_key
+from pipeline.config import Config, Corpus, Part, check, check_arguments, check_key
 from pipeline.errors import ConfigError, InputError
 from pipeline.estimate import estimate
 from pipeline.permutation import keys, permute
@@ -48,7 +50,7 @@ def parts(weights: tuple[float, ...], limits: tuple[float, ...]) -> str:
 
 
 def ran(*overrides: str) -> Outcome:
-    base = ["corpus=mixture", "~corpus.parts.first", "~corpus.parts.second", "tokenizer=bytes", "embedding=none"]
+    base = ["corpus=mixture", "tokenizer=bytes", "embedding=none"]
     return run(composed(*base, "window.context_length=4", "window.tail=pad", "window.stride=4", *overrides))
 
 
@@ -174,6 +176,34 @@ def test_a_document_that_two_parts_have_is_a_duplicate(texts: Path) -> None:
     assert (Path(dropped["source"]).name, Path(dropped["repeats"]["source"]).name) == ("b.txt", "a.jsonl")
 
 
+def test_parts_may_be_of_the_hub_and_a_column_of_each_says_the_split(texts: Path) -> None:
+    (texts / "set/data").mkdir(parents=True)
+    rows = [{"text": text, "part": ("train", "dev")[n % 3 == 0], "n": n} for n, text in enumerate(TEXTS["a"])]
+    pq.write_table(pa.Table.from_pylist(rows), texts / "set/data/train-00000-of-00001.parquet")
+    pq.write_table(pa.table({"text": ["not asked for"]}), texts / "set/data/test-00000-of-00001.parquet")
+    (texts / "b.jsonl").write_text("".join(json.dumps({"text": text, "part": "dev"}) + "\n" for text in TEXTS["b"]))
+    given = "h:{kind:hub,name:set,metadata:[part,n]},b:{paths:[b.jsonl],format:jsonl,metadata:[part],weight:0}"
+    by = ["split.by=column", "split.column=part", "split.validation_values=[dev]"]
+    outcome = ran(f"+corpus.parts={{{given}}}", *by)
+    held = [text for n, text in enumerate(TEXTS["a"]) if n % 3 == 0] + TEXTS["b"]
+    taken = [text for n, text in enumerate(TEXTS["a"]) if n % 3]
+    for split, texts_of in (("train", taken), ("validation", held)):
+        flat = [i for text in texts_of for i in (*text.encode(), 256)]
+        assert stream(outcome.folder / split)[: len(flat)] == flat
+        with pa.memory_map(str(outcome.folder / split / "documents.arrow")) as file, pa.ipc.open_stream(file) as reader:
+            listed = reader.read_all()
+        numbers = [str(n) for n in range(len(TEXTS["a"])) if (n % 3 == 0) == (split == "validation")]
+        assert listed["n"].to_pylist() == numbers + [None] * (len(texts_of) - len(numbers))  # the other part has no such column
+    manifest = json.loads((outcome.folder / "train/manifest.json").read_text())
+    assert manifest["corpus"]["h"]["name"] == "set" and manifest["config"]["corpus"]["parts"]["h"]["format"] == "parquet"
+    finished = trace.Finished(outcome.folder / "train")
+    assert trace.trace(finished, 0)[0].words == bytes(finished.row(0)["input_ids"]).decode() + chr(
+        finished.row(0)["target_ids"][-1]
+    )
+    with pytest.raises(ConfigError, match=r"split\.column=n: split\.by=column needs .* corpus\.parts\.b\.metadata"):
+        ran(f"+corpus.parts={{{given}}}", "split.by=column", "split.column=n", "split.validation_values=[3]")
+
+
 def test_a_trained_tokenizer_learns_from_all_parts(texts: Path) -> None:
     words = ["tokenizer=words", "tokenizer.eos_token=END", "tokenizer.min_frequency=1"]
     (texts / "b.txt").write_text("onlyhere\n" * 3)
@@ -234,8 +264,11 @@ def test_settings_of_parts_can_be_named_on_the_command_line() -> None:
         check_key("corpus.parts.wiki.wieght")
     with pytest.raises(ConfigError, match=r"corpus\.parts\.wiki\.weight is a value"):
         check_key("corpus.parts.wiki.weight.x")
-    config = composed("corpus=mixture", "corpus.parts.second.weight=2")
-    assert isinstance(config.corpus.parts["second"], Part) and config.corpus.parts["second"].weight == 2
+    _, overrides = check_arguments(["corpus=mixture", "corpus.parts.wiki.paths=[x]", "corpus.parts.wiki.weight=2"])
+    config = composed(*overrides)
+    assert isinstance(config.corpus.parts["wiki"], Part) and config.corpus.parts["wiki"].weight == 2
+    with pytest.raises(ConfigError, match=r"corpus\.parts\.letters\.paths"):
+        check(composed("corpus=mixture"))
     with pytest.raises(ConfigError, match="plan=true cannot look at a mixture"):
         estimate(config)
 
