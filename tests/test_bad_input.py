@@ -5,10 +5,12 @@ import gzip
 import io
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -317,6 +319,33 @@ def test_a_giant_line_is_passed_over_in_bounded_memory(at: Path, monkeypatch: py
     for shard in plan.make(settings, Cache.open(at / "cache"), True, 1).shards:
         list(corpus.load(shard, settings, counts))
     assert (counts["documents"], counts["dropped_bad_documents"], counts["dropped_bad_bytes"]) == (2, 1, 5011)
+
+
+SHAPES = {
+    "no space": lambda n: "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=n)),
+    "one character": lambda n: "a" * n,
+    "combining marks": lambda n: "e" + "\u0301" * (n // 2),
+    "joined emoji": lambda n: "\U0001f469\u200d" * (n // 7),
+    "spaces": lambda n: " " * n + "a",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.row("B11")
+@pytest.mark.parametrize(("kind", "size"), [("words", 1 << 20), ("bpe", 1 << 14)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_text_without_a_place_to_cut_takes_time_in_proportion(shape: str, kind: str, size: int, at: Path, ends: End) -> None:
+    spent, tokens = [], []
+    for n in (size // 2, size):
+        Path(f"{n}.txt").write_text(SHAPES[shape](n) + "\n" + TEXT * 4)
+        begun = time.process_time()
+        options = [f"tokenizer={kind}", "window.context_length=1", "engine=serial", "output.report=false", f"name=n{n}"]
+        code, err = ends("corpus=text", f"corpus.paths=[{n}.txt]", *options)
+        spent.append(time.process_time() - begun)
+        assert code == 0, err
+        tokens.append(json.loads(Path(f"outputs/n{n}/manifest.json").read_text())["ledger"]["encode"]["ids"])
+    assert spent[1] <= 4 * spent[0] + 0.5
+    assert tokens[1] >= tokens[0] >= 20
 
 
 def table_of(texts: list[str | None], kind: pa.DataType) -> pa.Table:
