@@ -52,7 +52,7 @@ class Corpus:
     include: str | None = None  # regular expression: a document in which it is not found is dropped
     exclude: str | None = None  # regular expression: a document in which it is found is dropped
     list_dropped: bool = False  # list dropped documents in rejects.jsonl too
-    shard_bytes: int = 16 * MIB  # planned size of one unit of work, in input bytes
+    shard_bytes: int = 16 * MIB  # planned size of one unit of work, in input bytes; of more than a TB they are larger
     max_document_bytes: int = 256 * MIB  # of what must be held in one: a line of JSON, a row, a document to repair
     parts: dict[str, Any] = field(default_factory=dict)  # a mixture of several: settings of each by name, see Part
     tokens: int | None = None  # of a mixture: how many to train on; null: as many as max_repetitions allow

@@ -201,12 +201,14 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.index: int | None = None  # of the item it computes
+        self._function: Any = None  # that it was sent last
         self.seen = (0.0, 0.0)  # when it was last seen working, and its processor time then
 
     def give(self, index: int, function: Any, item: Any) -> None:
         self.index, self.seen = index, (time.monotonic(), self.cpu())
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: `answer` will say so
-            self.pipe.send((function, item))
+            self.pipe.send((None if function is self._function else function, item))  # it may be large: the paths of a stream
+            self._function = function
 
     def answer(self) -> tuple[bool, Any] | None:
         """(True, result) or (False, exception); None where the worker has died."""
@@ -249,9 +251,11 @@ def _serve(pipe: Connection, parent: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     keep_memory()
+    function: Any = None
     while True:
         try:
-            function, item = pipe.recv()
+            given, item = pipe.recv()
+            function = function if given is None else given
             answer = (True, call(function, item))
         except EOFError:
             return

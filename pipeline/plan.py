@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 from pipeline import compression, download, places, stores
@@ -34,7 +34,7 @@ from pipeline.cache import Cache
 from pipeline.config import Corpus, Split
 from pipeline.console import progress
 from pipeline.errors import ConfigError, InputError, IntegrityError, PipelineError, from_os_error
-from pipeline.files import MANIFEST_LIMIT, SCHEMA, Stat, digest, hash_file, seal, unseal
+from pipeline.files import Stat, digest, hash_file, open_regular
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ READ = 1 << 16  # bytes looked at in one go for a border
 SPLITS = 4  # at most so many parts from one row group: each decodes the rows before its own, 2.5 times the work in all
 SHARDS = 16  # of a corpus that has no more than 16 times corpus.shard_bytes
 LEAST = 4 << 20  # bytes of such a shard: less would cost more than it gives
+MOST = 1 << 16  # shards of a corpus, about: beyond 1.1 TB they grow
 HASHED = 16 << 20  # bytes of a Parquet file that are hashed as one, whatever its shards
 LONG = 1 << 30  # bytes: hashing more than this shows its progress
 FETCHES = 8  # ranges of files in a store that are hashed side by side, or more where there are more workers
@@ -166,7 +167,7 @@ def make(
     except OSError as error:
         raise from_os_error(error) from error
     if len(unsettled) < len(fresh):
-        _remember(cache, note, [None if path in unsettled else (stat, known[path]) for path, stat in files.items()])
+        _remember(cache, note, (None if path in unsettled else (stat, known[path]) for path, stat in files.items()))
     if empty := [path for path, stat in files.items() if not stat[1]]:
         log.warning("%d of %d files are empty, the first is %r", len(empty), len(files), empty[0])
     return replace(_plan(corpus, files, known, unsettled), sections=tuple(owners))
@@ -218,9 +219,13 @@ def look(
 
 
 def _shared_out(corpus: Corpus, files: dict[str, Stat]) -> Corpus:
-    """The corpus with smaller shards where it is small, so that all workers work: up to SHARDS, of at least LEAST bytes."""
+    """The corpus with shards of another size where it is small or very large.
+
+    Smaller ones so that all workers work, up to SHARDS, of at least LEAST bytes; larger ones where there would be more
+    than MOST: the plan and every manifest have a bounded length, whatever they are about.
+    """
     total = sum(stat[1] for stat in files.values())
-    return replace(corpus, shard_bytes=min(corpus.shard_bytes, max(total // SHARDS, LEAST)))
+    return replace(corpus, shard_bytes=max(min(corpus.shard_bytes, max(total // SHARDS, LEAST)), -(-total // MOST)))
 
 
 def _note(corpus: Corpus, cache: Cache, files: dict[str, Stat], borders: dict[str, list[int]] | None = None) -> Path:
@@ -228,24 +233,28 @@ def _note(corpus: Corpus, cache: Cache, files: dict[str, Stat], borders: dict[st
     settings = [VERSION, corpus.format, corpus.document, corpus.encoding, corpus.shard_bytes, corpus.sha256]
     settings += [corpus.text_column, corpus.template, corpus.metadata, corpus.archives]
     settings += list((borders or {}).values())
-    where = [path if stores.is_url(path) else os.path.abspath(path) for path in files]
-    return cache.root / "sources" / f"{digest([settings, where])[:32]}.json"
+    sha = hashlib.sha256(digest(settings).encode())
+    for path in files:
+        sha.update(os.fsencode(path if stores.is_url(path) else os.path.abspath(path)) + b"\0")
+    return cache.root / "sources" / f"{sha.hexdigest()[:32]}.txt"
 
 
 def _plan(corpus: Corpus, files: dict[str, Stat], known: dict[str, list[Range]], unsettled: set[str]) -> Plan:
     sources: list[Source] = []
     parts: list[Part] = []
     for name, (path, stat) in zip(places.shown(files), files.items(), strict=True):
-        if not known[path][0][4]:
-            sources.append(Source(name, stat[1], _source_sha256(known[path], path, corpus)))
-        for start, end, size, sha, member in known[path]:
+        ranges = known.pop(path)  # of a million files they are 300 MB: let go of them on the way
+        if not ranges[0][4]:
+            sources.append(Source(name, stat[1], _source_sha256(ranges, path, corpus)))
+        for start, end, size, sha, member in ranges:
             if member:
                 sources.append(Source(f"{name}!{member}", size, sha))
             parts.append(Part(len(sources) - 1, path, start, end, size, sha, NEVER if path in unsettled else stat, member))
     told = [source.path for source in sources] if corpus.on_bad_row == "skip" or corpus.list_dropped else []
     if corpus.format == "auto":
         told += [file_format(source.path, corpus) for source in sources]
-    return Plan(tuple(sources), tuple(_group(parts, corpus.shard_bytes)), told=tuple(told))
+    size = max(corpus.shard_bytes, sum(part.bytes for part in parts) // MOST)  # of what was compressed there is more
+    return Plan(tuple(sources), tuple(_group(parts, size)), told=tuple(told))
 
 
 # -- cut --------------------------------------------------------------------------------------------------
@@ -527,18 +536,20 @@ def _file_sha256(file: places.File, path: str, corpus: Corpus) -> str:
 # -- remember ---------------------------------------------------------------------------------------------
 
 
-def _remember(cache: Cache, note: Path, measured: list[tuple[Stat, list[Range]] | None]) -> None:
-    """Note the ranges of each file on a line of its own, empty where they are not to be believed yet."""
-    lines = ["" if one is None else " ".join(_words(*one)) for one in measured]
-    data = seal({"schema": SCHEMA, "files": lines})
-    if len(data) <= MANIFEST_LIMIT:
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs the hashing
-            note.parent.mkdir(parents=True, exist_ok=True)
-            cache.tmp.mkdir(parents=True, exist_ok=True)
-            temporary = cache.tmp / note.name
-            temporary.write_bytes(data)
-            os.replace(temporary, note)
-            cache.send(note)
+def _remember(cache: Cache, note: Path, measured: Iterable[tuple[Stat, list[Range]] | None]) -> None:
+    """Note the ranges of each file on a line of its own, empty where they are not to be believed yet; the sha256 comes last."""
+    temporary, sha = cache.tmp / note.name, hashlib.sha256()
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs the hashing
+        note.parent.mkdir(parents=True, exist_ok=True)
+        cache.tmp.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            for one in measured:
+                line = b"\n" if one is None else " ".join(_words(*one)).encode() + b"\n"
+                sha.update(line)
+                file.write(line)
+            file.write(sha.hexdigest().encode())
+        os.replace(temporary, note)
+        cache.send(note)
 
 
 def _words(stat: Stat, ranges: list[Range]) -> Iterator[str]:
@@ -551,15 +562,34 @@ def _words(stat: Stat, ranges: list[Range]) -> Iterator[str]:
 def _recall(note: Path, files: dict[str, Stat]) -> dict[str, list[Range]]:
     """The ranges of the files whose stat is as it was noted."""
     known: dict[str, list[Range]] = {}
-    for (path, stat), line in zip(files.items(), (unseal(note) or {"files": []})["files"], strict=False):
-        fields = line.split(" ")
-        if fields[:4] == [str(number) for number in stat]:
-            groups = zip(*(fields[4 + i :: 5] for i in range(5)), strict=True)
-            known[path] = [
-                (int(start), int(end), int(size), sha, unquote(member, errors="surrogateescape"))
-                for start, end, size, sha, member in groups
-            ]
+    try:
+        with open(open_regular(note), "rb") as file:
+            if not _as_written(file):
+                log.warning("ignoring %r: not as it was written", str(note))
+                return {}
+            for (path, stat), line in zip(files.items(), file, strict=False):
+                fields = line.decode().rstrip("\n").split(" ")
+                if fields[:4] == [str(number) for number in stat]:
+                    groups = zip(*(fields[4 + i :: 5] for i in range(5)), strict=True)
+                    known[path] = [
+                        (int(start), int(end), int(size), sha, unquote(member, errors="surrogateescape"))
+                        for start, end, size, sha, member in groups
+                    ]
+    except (FileNotFoundError, ValueError):  # ValueError: no regular file
+        return {}
     return known
+
+
+def _as_written(file: BinaryIO) -> bool:
+    """Does a file end with the sha256 of what stands before? It is then at its beginning again."""
+    left, sha = max(0, file.seek(0, os.SEEK_END) - 64), hashlib.sha256()
+    file.seek(0)
+    while left and (piece := file.read(min(left, 1 << 20))):
+        sha.update(piece)
+        left -= len(piece)
+    noted = file.read()
+    file.seek(0)
+    return noted == sha.hexdigest().encode()
 
 
 # -- group ------------------------------------------------------------------------------------------------

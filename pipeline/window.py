@@ -44,6 +44,7 @@ from pipeline.stream import AnyStream
 
 VERSION = 1
 SHARD = 16 << 20  # bytes of rows in one file, where the whole stream is cut
+MOST = 1 << 16  # files, about: beyond 1.1 TB they grow
 BATCH = 2 << 20  # bytes of input_ids in a batch, and of the stream in which its rows begin
 ROWS = 1 << 16  # rows in a batch at most
 
@@ -155,7 +156,7 @@ def plan(
         )
     firsts = tuple(edges)
     if crosses(w) or order is not None:
-        step = max(1, SHARD // (size // rows))
+        step = max(1, SHARD // (size // rows), -(-rows // MOST))
         step -= step % min(step, _most_rows(w, dtype))  # whole batches, where a shard has room for one
         edges = [*range(0, rows, step), rows]
     shards = tuple(WindowShard(i, start, stop) for i, (start, stop) in enumerate(itertools.pairwise(edges)))
