@@ -477,6 +477,11 @@ def check(config: Config) -> None:
         raise ConfigError(f"corpus.paths={config.corpus.paths!r}: with corpus.url it must hold one plain file name.")
     _check_reading(config.corpus)
     _check_engine(config.engine)
+    if config.engine.kind == "array" and config.cache.remote is not None:
+        raise ConfigError(
+            "engine=array needs a cache.dir that all its jobs share, on one file system; cache.remote= is for machines that "
+            "share none: use engine=ray with it."
+        )
     if config.tokenizer.kind == "pretrained" and not config.tokenizer.name:
         raise ConfigError("tokenizer.name is required: a Hub name, a folder, or a tokenizer.json.")
     for group, kind, name in (

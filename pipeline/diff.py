@@ -55,7 +55,7 @@ def why(old: Path, new: Path) -> list[str]:
     was, now = _facts(left), _facts(right)
     differing = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
     lines = [f"{name} {shortened(was.get(name))} → {shortened(now.get(name))}" for name in differing]
-    lines += _sources(left.manifest["sources"], right.manifest["sources"])
+    lines += _sources(left.sources, right.sources)
     if (stage := parting(left, right)) is not None:
         lines.append(f"the stages part at {stage}")
     return lines

@@ -36,6 +36,8 @@ RENAME_EXCHANGE, AT_FDCWD = 2, -100
 _serial = itertools.count()
 WORKSHOP = ".tmp"  # beside the dataset: where it is built
 REPORT = "report.html"
+SOURCES = "sources.jsonl"  # what the manifest says of the input files, where they are more than LISTED
+LISTED = 10_000  # input files that a manifest lists itself
 UNLISTED = ("run.json", REPORT)  # beside the manifest: what differs between equal runs
 SWEEP = "sweep.html"  # beside the jobs of a sweep
 STAGES = ("load", "fingerprint", "selection", "tokenizer", "tokenize", "encode", "arrange", "window", "embed")
@@ -152,7 +154,22 @@ def split_json(names: list[str]) -> bytes:
     return _json({"splits": names})
 
 
-def card(name: str, manifest: Json) -> bytes:
+def list_sources(sources: list[Json]) -> tuple[list[Json], dict[str, bytes]]:
+    """What a manifest says of its input files, and the small file beside it that does so where they are many."""
+    if len(sources) <= LISTED:
+        return sources, {}
+    return [], {SOURCES: b"".join(json.dumps(source, sort_keys=True).encode() + b"\n" for source in sources)}
+
+
+def sources(folder: Path, manifest: Json) -> list[Json]:
+    """`path`, `bytes`, `sha256`, and `part` of a mixture, of each input file of the dataset at `folder`, in order."""
+    if SOURCES not in manifest["files"]:
+        return list(manifest["sources"])
+    with open(folder / SOURCES, "rb") as file:
+        return [json.loads(line) for line in file]
+
+
+def card(name: str, manifest: Json, inputs: list[Json]) -> bytes:
     """The dataset card: YAML front matter by huggingface_hub, then what a person wants to know first."""
     from huggingface_hub.repocard_data import DatasetCardData
 
@@ -175,16 +192,14 @@ def card(name: str, manifest: Json) -> bytes:
         for what, count in sorted(counts.items())
     )
     keys = "\n".join(f"| {stage} | `{key}` |" for stage, key in in_order(manifest["keys"]))
-    sources = "\n".join(
-        f"| {os.path.basename(s['path'])!r} | {s['bytes']:,} | `{s['sha256']}` |" for s in manifest["sources"][:100]
-    )
-    more = len(manifest["sources"]) - 100
+    sources = "\n".join(f"| {os.path.basename(s['path'])!r} | {s['bytes']:,} | `{s['sha256']}` |" for s in inputs[:100])
+    more = len(inputs) - 100
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{rows:,} rows from {ids:,} token IDs, prepared for pretraining.\n\n"
         f"{manifest['shift']}\n\n"
         f"## Ledger\n\n| stage | what | count |\n|---|---|---|\n{ledger}\n\n"
         f"## Sources\n\n| file | bytes | sha256 |\n|---|---|---|\n{sources}\n"
-        + (f"\nand {more:,} more in `manifest.json`.\n" if more > 0 else "")
+        + (f"\nand {more:,} more in `{SOURCES if len(inputs) > LISTED else 'manifest.json'}`.\n" if more > 0 else "")
         + f"\n## Keys\n\n| stage | key |\n|---|---|\n{keys}\n"
     ).encode()
 

@@ -21,7 +21,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -155,7 +155,7 @@ def make(
     where a named asset does not have its checksum.
     """
     files = places.find(corpus)
-    corpus = _shared_out(corpus, files)
+    corpus = shared_out(corpus, files)
     borders, owners = _sections(corpus, files, splits, words)
     note = _note(corpus, cache, files, borders)
     try:
@@ -170,7 +170,7 @@ def make(
         _remember(cache, note, (None if path in unsettled else (stat, known[path]) for path, stat in files.items()))
     if empty := [path for path, stat in files.items() if not stat[1]]:
         log.warning("%d of %d files are empty, the first is %r", len(empty), len(files), empty[0])
-    return replace(_plan(corpus, files, known, unsettled), sections=tuple(owners))
+    return replace(group(corpus, files, known, unsettled), sections=tuple(owners))
 
 
 def _sections(
@@ -208,17 +208,17 @@ def look(
     words: int = 0,
 ) -> Plan | None:
     """The plan that `make` would give for `files`, and nothing is noted; None where more than `most` bytes would be hashed."""
-    corpus = _shared_out(corpus, files)
+    corpus = shared_out(corpus, files)
     borders, owners = _sections(corpus, files, splits, words)
     known = _recall(_note(corpus, cache, files, borders), files) if trust_stat else {}
     fresh = {path: stat for path, stat in files.items() if path not in known}
     if sum(stat[1] for stat in fresh.values()) > most:
         return None
-    planned = _plan(corpus, files, known | _measure(fresh, corpus, workers, borders), set(fresh))
+    planned = group(corpus, files, known | _measure(fresh, corpus, workers, borders), set(fresh))
     return replace(planned, sections=tuple(owners))
 
 
-def _shared_out(corpus: Corpus, files: dict[str, Stat]) -> Corpus:
+def shared_out(corpus: Corpus, files: dict[str, Stat]) -> Corpus:
     """The corpus with shards of another size where it is small or very large.
 
     Smaller ones so that all workers work, up to SHARDS, of at least LEAST bytes; larger ones where there would be more
@@ -239,7 +239,10 @@ def _note(corpus: Corpus, cache: Cache, files: dict[str, Stat], borders: dict[st
     return cache.root / "sources" / f"{sha.hexdigest()[:32]}.txt"
 
 
-def _plan(corpus: Corpus, files: dict[str, Stat], known: dict[str, list[Range]], unsettled: set[str]) -> Plan:
+def group(
+    corpus: Corpus, files: dict[str, Stat], known: dict[str, list[Range]], unsettled: Collection[str] = frozenset()
+) -> Plan:
+    """The plan of `files` whose ranges are `known`, which is emptied; nobody may believe the stat of the `unsettled`."""
     sources: list[Source] = []
     parts: list[Part] = []
     for name, (path, stat) in zip(places.shown(files), files.items(), strict=True):
@@ -563,7 +566,7 @@ def _recall(note: Path, files: dict[str, Stat]) -> dict[str, list[Range]]:
     """The ranges of the files whose stat is as it was noted."""
     known: dict[str, list[Range]] = {}
     try:
-        with open(open_regular(note), "rb") as file:
+        with open(open_regular(note, links=True), "rb") as file:
             if not _as_written(file):
                 log.warning("ignoring %r: not as it was written", str(note))
                 return {}
@@ -575,7 +578,7 @@ def _recall(note: Path, files: dict[str, Stat]) -> dict[str, list[Range]]:
                         (int(start), int(end), int(size), sha, unquote(member, errors="surrogateescape"))
                         for start, end, size, sha, member in groups
                     ]
-    except (FileNotFoundError, ValueError):  # ValueError: no regular file
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no regular file
         return {}
     return known
 

@@ -207,7 +207,7 @@ def _kept(counts: Json) -> int:
 def _made(folder: Path, manifest: Json) -> Json:
     """What both kinds of page tell: how the dataset was made, and what became of the text."""
     ledger, record, window = manifest["ledger"], _record(folder), manifest["config"]["window"]
-    text = ledger["load"].get("text_bytes", 0)
+    text, sources = ledger["load"].get("text_bytes", 0), output.sources(folder, manifest)
     return {
         "name": manifest["name"],
         "split": manifest.get("split"),
@@ -230,8 +230,8 @@ def _made(folder: Path, manifest: Json) -> Json:
         "keys": output.in_order(manifest["keys"]),
         "versions": _flat(manifest["versions"]),
         "origin": _flat({"tokenizer": manifest["tokenizer"], "embedding": manifest["embedding"] or {}}),
-        "sources": manifest["sources"][:SOURCES],
-        "more_sources": max(0, len(manifest["sources"]) - SOURCES),
+        "sources": sources[:SOURCES],
+        "more_sources": max(0, len(sources) - SOURCES),
         "command": command(manifest["config"]),
     }
 

@@ -44,7 +44,7 @@ from pipeline.array import joined
 from pipeline.arrow import read_schema
 from pipeline.cache import Cache
 from pipeline.files import Json
-from pipeline.inputs import Input, find_inputs, list_rejects
+from pipeline.inputs import find_inputs, list_rejects
 from pipeline.phase import Line, Report
 from pipeline.remote import Damaged, Shelf
 
@@ -185,18 +185,22 @@ def _run(
     vectors: list[steps.Result | None] = [None] * len(windows)
     if config.embedding.kind != "none":
         vectors = [steps.make_vectors(own, config, ready, rows, slots) for own, rows in zip(branches, windows, strict=True)]
-    about = _about(config, recorded, origin, inputs, line, ready)
+    sources = [asdict(source) | ({"part": own.name} if own.name else {}) for own in inputs for source in own.planned.sources]
+    listed, beside = output.list_sources(sources)
+    about = _about(config, recorded, origin, listed, line, ready)
     about |= {"mixture": streams[0].mixture} if streams[0].mixture else {}
     parts = {
         ids.split: _part(about, line, ready, ids, rows, table)
         for ids, rows, table in zip(streams, windows, vectors, strict=True)
     }
+    for part in parts.values():
+        part[1].update(beside)
     links, texts, manifest = parts[""] if "" in parts else _together(about, parts, chosen)
     if chosen and config.selection.duplicates != "none":
         links[choosing.REJECTS] = _file((chosen.entry, chosen.manifest), choosing.REJECTS)
     for own in inputs:
         links |= list_rejects(own)
-    texts["README.md"] = output.card(about["name"], manifest)
+    texts |= beside | {"README.md": output.card(about["name"], manifest, sources)}
     if line.array is None:
         published = place.publish(links, texts, manifest, line.cache.run)
     else:
@@ -211,16 +215,14 @@ Part = tuple[dict[str, output.File], dict[str, bytes], Json]  # finished files, 
 
 
 def _about(
-    config: configs.Config, recorded: Json, origin: Json | None, inputs: list[Input], line: Line, ready: steps.Ready
+    config: configs.Config, recorded: Json, origin: Json | None, sources: list[Json], line: Line, ready: steps.Ready
 ) -> Json:
     """What a manifest says of the whole run."""
     used = {entry.stage for entry in line.entries.values()}
     return {
         "name": configs.output_name(config),
         "config": recorded,
-        "sources": [
-            asdict(source) | ({"part": own.name} if own.name else {}) for own in inputs for source in own.planned.sources
-        ],
+        "sources": sources,
         **({"corpus": origin} if origin else {}),
         "tokenizer": {"backend": ready.backend, **tokenizer.origin(config.tokenizer)},
         "embedding": embedding.origin(config.embedding),

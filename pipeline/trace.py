@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import backends, corpus, files, hub, places, plan, sample, stores, tokenizer, window
+from pipeline import backends, corpus, files, hub, output, places, plan, sample, stores, tokenizer, window
 from pipeline import config as configs
 from pipeline.arrow import adjoin, flags, numbers, read_batches, string_bytes, to_numpy
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
@@ -98,7 +98,7 @@ class Finished:
 
     def corpus(self, source: int) -> Any:
         """How a source was read: by the settings of the corpus, or of its part of a mixture."""
-        part, given = self.manifest["sources"][source].get("part"), self.manifest["config"]["corpus"]
+        part, given = self.sources[source].get("part"), self.manifest["config"]["corpus"]
         if part is None:
             return _known(configs.Corpus, given)
         settings = {name: value for name, value in given["parts"][part].items() if "${" not in str(value)}  # as written
@@ -116,6 +116,11 @@ class Finished:
         if not whole:
             raise IntegrityError(f"{str(path)!r} is not what its manifest says: run the pipeline again, it writes it anew.")
         return path
+
+    @cached_property
+    def sources(self) -> list[Any]:
+        """The input files, as the manifest or what stands beside it lists them."""
+        return output.sources(self.folder, self.manifest)
 
     @cached_property
     def vocabulary(self) -> dict[int, str]:
@@ -226,7 +231,7 @@ class Finished:
 
     def path(self, document: int) -> str:
         """The file of a document, as the manifest names it."""
-        return str(self.manifest["sources"][int(self.documents["source"][document])]["path"])
+        return str(self.sources[int(self.documents["source"][document])]["path"])
 
     def where(self, document: int) -> str:
         """A document's place in its file, in words."""
@@ -242,7 +247,7 @@ class Finished:
 
     def locate(self, source: int) -> tuple[str, str]:
         """Where an input lies today: a file, and its member where it is an archive. Raises ConfigError where it is gone."""
-        name = str(self.manifest["sources"][source]["path"])
+        name = str(self.sources[source]["path"])
         if stores.is_url(name):
             return hub.cached(name) or name, ""
         archive, _, member = name.partition("!") if self.corpus(source).archives else (name, "", "")
@@ -440,7 +445,7 @@ def find_file(dataset: Finished, path: str, at: int | None = None) -> Iterator[P
 
     Raises ConfigError where the dataset was not made from such a file, or no document lies there.
     """
-    names = [source["path"] for source in dataset.manifest["sources"]]
+    names = [source["path"] for source in dataset.sources]
     chosen = [i for i, name in enumerate(names) if path == name or Path(path).absolute() == Path(name).absolute()]
     if not chosen:
         near = difflib.get_close_matches(path, names, 3, 0.3)

@@ -75,6 +75,24 @@ def die(item: tuple[int, str, str]) -> int:
     return number
 
 
+class Heavy:
+    """A function that notes how often it is pickled: it may hold the paths of a long stream."""
+
+    pickled = 0
+
+    def __reduce__(self) -> Any:
+        Heavy.pickled += 1
+        return Heavy, ()
+
+    def __call__(self, number: int) -> int:
+        return number * number
+
+
+def test_a_worker_process_is_sent_the_function_once() -> None:
+    assert list(engine.run(Engine("processes", 2), Heavy(), range(40))) == [n * n for n in range(40)]
+    assert Heavy.pickled == 2
+
+
 @pytest.mark.parametrize("how", ENGINES, ids=names)
 def test_results_come_in_order_whoever_works(how: Engine) -> None:
     assert list(engine.run(how, slow_square, range(20))) == [n * n for n in range(20)]

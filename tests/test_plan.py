@@ -254,6 +254,38 @@ def test_many_small_files_are_few_jobs_and_few_open_files(here: Path, cache: Cac
     assert len(jobs) == 1 and max(jobs) < 100
 
 
+@pytest.mark.parametrize("sizes", [[100], [3] * 50, [40, 1, 40, 1], [9, 10, 11, 12] * 20], ids=str)
+def test_the_number_of_shards_is_bounded_by_their_size(
+    here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
+    for number, size in enumerate(sizes):
+        (here / f"{number:03}.txt").write_text("line\n" * size)
+    ordinary = make(cache, paths=["*.txt"], document="line", shard_bytes=5)
+    assert len(ordinary.shards) > 24
+    monkeypatch.setattr(plan, "MOST", 8)
+    fewer = make(cache, paths=["*.txt"], document="line", shard_bytes=5)
+    assert 3 <= len(fewer.shards) <= 13 and fewer.bytes == ordinary.bytes
+    assert [part.source for shard in fewer.shards for part in shard.parts] == sorted(
+        part.source for shard in fewer.shards for part in shard.parts
+    )
+    large = make(cache, paths=["*.txt"], document="line", shard_bytes=1 << 20)
+    assert len(large.shards) == 1
+
+
+def test_the_script_plans_what_a_run_would(here: Path, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    from scripts import plans
+
+    (here / "texts/00000").mkdir(parents=True)
+    for number in range(30):
+        (here / f"texts/00000/{number:08d}.jsonl").write_text('{"text": "céu"}\n' * 20_000)
+    each = (here / "texts/00000/00000000.jsonl").stat().st_size
+    made, simulated = make(cache, paths=["texts"], format="jsonl"), plans.planned(30, each)
+    assert [len(shard.parts) for shard in made.shards] == [len(shard.parts) for shard in simulated.shards]
+    assert plans.plan_files(30, each) == "2 shards of about 5.1 MB"
+    assert 40_000 < int(plans.plan_windows(1000, 10**9).split()[-2].replace(",", "")) < 70_000
+    assert plans.manifest(50, 10).startswith("50 files")
+
+
 def test_planning_imports_no_parquet_for_text(here: Path) -> None:
     import subprocess
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from conftest import composed
-from pipeline import config, trace, window
+from pipeline import config, diff, output, trace, window
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.run import run
 
@@ -119,6 +119,23 @@ def test_where_the_file_holds_other_bytes_the_range_within_the_text_is_given_alo
         dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.encoding=utf-16", "corpus.document=line")
     require_thread(dataset, texts, exact=False)
     assert all(piece.file is None for row in range(dataset.rows) for piece in trace.trace(dataset, row))
+
+
+def test_what_is_said_of_very_many_files_stands_beside_the_manifest(at, monkeypatch):
+    for number in range(4):
+        (at / f"{number}.txt").write_text("".join(f"{line} {n}\n" for n in range(9) for line in LINES[number:]))
+    options = ("corpus=text", 'corpus.paths=["*.txt"]', "split.test=0.3", "corpus.document=line")
+    made = run(composed(*options, "embedding=none", "window.context_length=8", "output.dir=usual")).folder
+    usual = trace.Finished(made / "train")
+    monkeypatch.setattr(output, "LISTED", 3)
+    made = run(composed(*options, "embedding=none", "window.context_length=8", "output.dir=many")).folder
+    dataset = trace.Finished(made / "train")
+    assert dataset.manifest["sources"] == [] and dataset.sources == usual.manifest["sources"] == usual.sources
+    assert [trace.trace(dataset, row) for row in range(9)] == [trace.trace(usual, row) for row in range(9)]
+    whole = json.loads((at / "many/manifest.json").read_text())
+    assert output.sources(at / "many", whole) == usual.sources
+    assert "2.txt" in (at / "many/README.md").read_text()
+    assert not diff.why(at / "usual/train", at / "many/train")
 
 
 @pytest.mark.parametrize("kind", ["gz", "zip", "csv", "repaired", "auto"])

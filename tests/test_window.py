@@ -271,6 +271,18 @@ def test_every_token_but_the_first_is_a_target_exactly_once_where_stride_is_cont
     assert plan_of(Window(context_length=5), stream).ledger["tail"] == 2
 
 
+def test_the_number_of_window_shards_is_bounded_by_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, w = stream_of(tmp_path, [[[row(list(range(5000)))]]]), Window(context_length=4, stride=1)
+    monkeypatch.setattr(window, "SHARD", 160)
+    monkeypatch.setattr(window, "BATCH", 80)
+    ordinary = plan_of(w, stream)
+    assert len(ordinary.shards) == 500
+    monkeypatch.setattr(window, "MOST", 7)
+    fewer = plan_of(w, stream)
+    assert 7 <= len(fewer.shards) <= 14 and [s.stop for s in fewer.shards][-1] == fewer.rows == ordinary.rows
+    assert all(s.start % 10 == 0 for s in fewer.shards)  # whole batches
+
+
 def test_window_shards_are_cut_from_the_row_count_into_whole_batches(tmp_path: Path) -> None:
     ids = np.arange(1_000_001) % 65536
     streams = []
