@@ -82,6 +82,7 @@ def test_a_run_looked_at_from_inside_is_the_run_and_its_spans_are_its_time(tmp_p
         "-m",
         "scripts.scaling.clock",
         tmp_path / "figures.json",
+        "1000000",
         "engine=serial",
         "tokenizer=bytes",
         *settings,

@@ -1,8 +1,8 @@
-"""Where the time of one run goes: `python -m scripts.scaling.clock FIGURES.json ARGUMENT ...`
+"""Where the time of one run goes: `python -m scripts.scaling.clock FIGURES.json ROWS ARGUMENT ...`
 
-It is `python -m pipeline ARGUMENT ...`, looked at from inside: the functions of the pipeline that are named in `install` are
-wrapped in spans. A span owns the time in which it is the innermost one of its thread, so the spans of a thread add up to
-the time of that thread, and nothing is counted twice:
+It is `python -m pipeline ARGUMENT ...`, with files of ROWS bytes of rows, looked at from inside: the functions of the
+pipeline that are named in `install` are wrapped in spans. A span owns the time in which it is the innermost one of its
+thread, so the spans of a thread add up to the time of that thread, and nothing is counted twice:
 
     shard      ├──────────────────────────────────────────────┤
     tokenize       ├───────────────┤                                 tokenize owns 15 of these, hash 6, write 4
@@ -229,9 +229,9 @@ def install(clock: Clock) -> None:
 
 def main() -> None:
     """Run and note."""
-    from pipeline import cli
+    from pipeline import cli, window
 
-    figures, arguments = Path(sys.argv[1]), sys.argv[2:]
+    figures, window.SHARD, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     clock = Clock()
     install(clock)
     with clock.span("rest"):

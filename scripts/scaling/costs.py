@@ -40,7 +40,7 @@ FILES = 1500  # small files, from which the cost of a file is told
 SMALL = 100  # bytes of each
 COUNTS = {"bos": 0, "eos": 442, "ids": 1157525, "rows": 442, "tokens": 1157083, "unknown": 0}  # as `encode` notes them
 DOCUMENTS = 1_000_000  # tiny ones, from which the cost of a document is told
-TASKS = 5000  # of nothing, from which the cost of a task is told
+TASKS = 1000  # of nothing, from which the cost of a task is told
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def run(
     if cold:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    door = ["scripts.scaling.clock", str(figures)] if inside else ["pipeline"]
+    door = ["scripts.scaling.clock", str(figures), str(shard_bytes)] if inside else ["pipeline"]
     settle(corpus.jsonl)
     told = {**os.environ, "PIPELINE_ASSETS": str(assets), "HF_HUB_OFFLINE": "1"}
     taken = measure([sys.executable, "-m", *door, *settings(corpus, out, workers, shard_bytes)], log, told)

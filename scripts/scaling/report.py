@@ -106,6 +106,12 @@ def run_costs(costs: Costs) -> str:
     return table(["", "once", "and"], rows)
 
 
+def contention(costs: Costs) -> str:
+    """How much longer a shard takes where several are at it."""
+    rows = [[workers, f"{factor:.2f}", f"{int(workers) / factor:.2f}"] for workers, factor in costs.contention.items()]
+    return table(["workers", "a shard takes, times", "shards a second, times"], rows)
+
+
 def checked(found: Sequence[check.Checked]) -> str:
     """Whole runs beside what was foretold."""
     return table(check.HEADINGS, check.rows(list(found)))
@@ -146,7 +152,7 @@ def times(simulated: dict[str, Any]) -> str:
         "hash source",
         "IDs",
         "windows",
-        "driver's end",
+        "one process alone",
         "in all",
         "Ray, with failures",
         "array, with failures",
@@ -226,6 +232,7 @@ def blocks(costs: Costs, found: Sequence[check.Checked], simulated: dict[str, An
     return {
         "shard": shard_costs(costs),
         "run": run_costs(costs),
+        "contention": contention(costs),
         "check": checked(found),
         "assumed": assumed(simulated),
         "times": times(simulated),
