@@ -21,9 +21,10 @@ that jobs and processes may share it and what was fetched serves the next.
 import contextlib
 import os
 import re
+import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Place:
     """Where a dataset is to be put, by its address. Raises ResourceError where the store cannot be reached."""
 
     url: str
-    scratch: Path = Path(SCRATCH)  # where what the page needs is fetched to
+    aside: Path = Path(SCRATCH)  # where runs have their temporary folders
 
     def __str__(self) -> str:
         return self.url
@@ -132,11 +133,17 @@ class Place:
         return self.store.size(output.REPORT) is not None
 
     def write_report(self, run: str) -> None:
-        """Make the page about the dataset from what it needs of its files, and put it there."""
+        """Make the page about the dataset from what it needs of its files, which are fetched for that, and put it there."""
+        try:
+            self._write_report(run, self.aside / run / "page")
+        finally:
+            engine.surely(lambda: shutil.rmtree(self.aside / run, ignore_errors=True))
+
+    def _write_report(self, run: str, place: Path) -> None:
         from pipeline import report
         from pipeline.trace import Finished
 
-        mirror = Mirror(self.url, self.scratch)
+        mirror = Mirror(self.url, place)
         mirror.bring(name for name in mirror.manifest["files"] if not name.endswith((".arrow", ".safetensors")))
 
         class Fetched(Finished):
@@ -150,6 +157,18 @@ class Place:
         for split in ("", *mirror.manifest.get("splits", ())):
             name = f"{split}/{output.REPORT}".lstrip("/")
             self.store.put(name, (mirror.folder / name).read_bytes())
+
+
+def verify(url: str) -> Iterator[tuple[str, str | None]]:
+    """Hash every file of a dataset where it lies; for each its address and what is wrong with it, or None."""
+    from pipeline.housekeeping import differs
+
+    top = Place(url.rstrip("/")).manifest()
+    if top is None:
+        raise IntegrityError(f"{url!r} has no manifest.json that is whole: it is not a finished dataset of this pipeline.")
+    store = Store(f"{url.rstrip('/')}/{top['at']}" if "at" in top else url)
+    for name, note in top["files"].items():
+        yield f"{store.url}/{name}", differs(store, name, note["bytes"], note["sha256"])
 
 
 def is_address(path: str | os.PathLike[str] | None) -> bool:

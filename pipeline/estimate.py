@@ -111,7 +111,7 @@ def estimate(config: configs.Config, seed: int = 0) -> Estimate:
     """
     configs.check(config)
     config = replace(config, corpus=hub.resolve(config.corpus)[0])
-    cache = Cache(Path(config.cache.dir).absolute(), "none")
+    cache = Cache(Path(config.cache.dir).absolute(), "none", config.cache.remote and config.cache.remote.rstrip("/"))
     with tempfile.TemporaryDirectory(prefix="pipeline-plan-") as scratch:
         return Look(config, cache, Path(scratch), seed).estimate()
 
@@ -212,7 +212,7 @@ class Look:
         if trained and not entry.manifest():
             return None
         found = entry.manifest()
-        folder = entry.folder if found else counting.stored(self.scratch / "found", tokenizer.find(self.config.tokenizer))
+        folder = entry.here() if found else counting.stored(self.scratch / "found", tokenizer.find(self.config.tokenizer))
         ready = counting.opened(self.config, folder, entry)
         for one in self.inputs:
             if one.load is not None:

@@ -37,6 +37,7 @@ what was finished is in the store or on this disk, from where the next run puts 
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -148,6 +149,24 @@ class Store:
         with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
             info = fs.info(f"{root}/{name}")
             return int(info["size"] or 0) if info["type"] == "file" else None
+        return None
+
+    def when(self, name: str) -> float:
+        """When an object was put, in seconds since 1970 by the store's clock; 0 where there is none."""
+        with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
+            return _when(fs.info(f"{root}/{name}"))
+        return 0.0
+
+    def hash(self, name: str) -> tuple[int, str] | None:
+        """Size in bytes and sha256 of an object, read a few MiB at a time; None where there is none."""
+        sha, size = hashlib.sha256(), 0
+        with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
+            with fs.open(f"{root}/{name}", "rb", cache_type="none") as file:
+                while piece := file.read(stores.AHEAD):
+                    engine.checkpoint()
+                    sha.update(piece)
+                    size += len(piece)
+            return size, sha.hexdigest()
         return None
 
     def listed(self, folder: str = "") -> dict[str, tuple[int, float]]:

@@ -137,7 +137,7 @@ def _place(config: configs.Config, job: str | None = None) -> Place:
     """Where the dataset goes."""
     given, last = config.output.dir, f"/{job}" if job else ""
     if bucket.is_address(given):
-        return bucket.Place(f"{str(given).rstrip('/')}{last}", Path(config.cache.dir) / "scratch")
+        return bucket.Place(f"{str(given).rstrip('/')}{last}", Path(config.cache.dir) / "tmp")
     return output.Folder(Path(given or Path("outputs") / configs.output_name(config)) / (job or ""))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cache, cli, console, engine
+from pipeline.bucket import is_address
 from pipeline.errors import ConfigError, IntegrityError, PipelineError, ResourceError
 from pipeline.exports import FORMATS
 from pipeline.files import hash_file, unseal
@@ -90,11 +91,16 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
     pushed.add_argument("repo", help="user/name or organisation/name")
     pushed.add_argument("--public", action="store_true", help="where the repository is new, let everyone see it")
     caches = add("cache", None, "what finished stages there are")
-    _add_cache(caches)
+    caches.add_argument(
+        "--dir",
+        type=_place,
+        default=Path("data/cache"),
+        help="cache.dir, by default data/cache, or cache.remote: s3://bucket/cache",
+    )
     inner = caches.add_subparsers(required=True, metavar="VERB")
     inner.add_parser("ls", help="every entry: stage, key, rows, bytes, age").set_defaults(verb=_ls)
     verify = inner.add_parser("verify", help="hash every file of the cache, or of a finished dataset or an export")
-    verify.add_argument("dataset", nargs="?", type=Path, help="a finished dataset, or an export, instead of the cache")
+    verify.add_argument("dataset", nargs="?", type=_place, help="a finished dataset, or an export, instead of the cache")
     verify.set_defaults(verb=_verify)
     gc = inner.add_parser("gc", help="remove the longest unused entries")
     gc.add_argument("--max-size", required=True, type=_bytes, help="what may stay, such as 10GB")
@@ -104,6 +110,11 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", type=Path, default=Path("data/cache"), help="the cache (cache.dir), by default data/cache")
+
+
+def _place(text: str) -> Path | str:
+    """A folder, or the address of a place in a store."""
+    return text.rstrip("/") if is_address(text) else Path(text)
 
 
 def _bytes(text: str) -> int:
@@ -181,7 +192,9 @@ def _open(options: argparse.Namespace) -> cache.Cache:
 
 def _ls(options: argparse.Namespace) -> None:
     rows: list[list[object]] = []
-    for entry in _open(options).ls():
+    from pipeline import housekeeping
+
+    for entry in housekeeping.ls(options.dir) if is_address(options.dir) else _open(options).ls():
         used, state = f"{console.duration(time.time() - entry.used)} ago", "" if entry.whole else "unfinished"
         rows.append([entry.stage, entry.key, entry.rows or "", console.size(entry.bytes), used, state])
     console.table(["stage", "key", "rows", "bytes", "used", ""], rows)
@@ -278,7 +291,15 @@ def _one(entries: list[cache.Entry], key: str) -> cache.Entry:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    checked = _check_dataset(options.dataset) if options.dataset else _open(options).verify(engine.cores())
+    from pipeline import bucket, housekeeping
+
+    checked: Iterator[tuple[Path | str, str | None]]
+    if options.dataset:
+        checked = bucket.verify(options.dataset) if is_address(options.dataset) else _check_dataset(options.dataset)
+    elif is_address(options.dir):
+        checked = housekeeping.verify(options.dir, engine.cores())
+    else:
+        checked = _open(options).verify(engine.cores())
     files, damaged = 0, 0
     for path, problem in checked:
         files += 1
@@ -290,7 +311,7 @@ def _verify(options: argparse.Namespace) -> None:
         raise IntegrityError("run the pipeline again: it sets damaged files aside and computes only them.")
 
 
-def _check_dataset(folder: Path) -> Iterator[tuple[Path, str | None]]:
+def _check_dataset(folder: Path) -> Iterator[tuple[Path | str, str | None]]:
     manifest = unseal(folder / "manifest.json") or unseal(folder / "export.json")
     if manifest is None:
         raise IntegrityError(
@@ -310,6 +331,14 @@ def _check_dataset(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def _gc(options: argparse.Namespace) -> None:
+    if is_address(options.dir):
+        from pipeline import housekeeping
+
+        gone = housekeeping.gc(options.dir, options.max_size)
+        for name, size in gone.items():
+            print(f"removed {console.printable(name)} ({console.size(size)})")
+        print(f"{console.size(sum(gone.values()))} freed")
+        return
     opened = _open(options)
     try:
         removed = opened.gc(options.max_size)

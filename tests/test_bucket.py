@@ -22,7 +22,7 @@ from pipeline.run import run
 def place(tmp_path: Path) -> Place:
     """A place in a store that is a folder."""
     forget()
-    return Place(f"file://{tmp_path}/store/sets/one", tmp_path / "scratch")
+    return Place(f"file://{tmp_path}/store/sets/one")
 
 
 def publish(place: Place, tmp_path: Path, **texts: bytes) -> bool:

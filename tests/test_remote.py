@@ -240,6 +240,39 @@ def test_a_shard_that_is_damaged_in_the_store_is_healed_in_the_run_with_one_warn
     assert {n: h for n, h in mine.items() if n[:4] == "data"} == {n: h for n, h in theirs.items() if n[:4] == "data"}
 
 
+def test_the_tools_list_verify_and_tidy_a_cache_in_a_store(
+    at: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import housekeeping, tools
+
+    def called(*arguments: str) -> str:
+        tools.main(None, ["cache", "--dir", store.url, *arguments])
+        return capsys.readouterr().out
+
+    cache = scratch(store, "one")
+    old, young = whole(cache, "00000000.arrow"), cache.entry("encode", {"n": 2})
+    write(young, "00000000.arrow", b"young")
+    assert f"load     {old.key}" in (told := called("ls")) and told.count("unfinished") == 1
+    assert "0 of 3 files damaged" in called("verify")
+    store.put(f"load/{old.key}/00000000.arrow", b"DATA of 00000000.arrow")
+    with pytest.raises(SystemExit) as code:
+        called("verify")
+    assert code.value.code == 4 and f"load/{old.key}/00000000.arrow: expected 22 bytes" in capsys.readouterr().out
+    assert called("gc", "--max-size", "0") == "0 B freed\n"  # both were used just now
+    for name in store.listed(f"load/{old.key}"):
+        os.utime(at / "store/cache/load" / old.key / name, (1000, 1000))
+    when = Store.when
+    monkeypatch.setattr(Store, "when", lambda self, name: time.time() if name.endswith(".used") else when(self, name))
+    assert called("gc", "--max-size", "0") == "0 B freed\n"  # a run has come in between
+    assert {entry.stage: entry.whole for entry in housekeeping.ls(store.url)}["load"]
+    for name in store.listed(f"load/{old.key}"):
+        os.utime(at / "store/cache/load" / old.key / name, (1000, 1000))
+    monkeypatch.setattr(Store, "when", when)
+    assert called("gc", "--max-size", "0").startswith(f"removed load/{old.key}")
+    assert [entry.stage for entry in housekeeping.ls(store.url)] == ["encode"]
+    assert young.receipt("00000000.arrow") is not None
+
+
 # -- a bucket ---------------------------------------------------------------------------------------------
 
 

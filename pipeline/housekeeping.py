@@ -1,0 +1,103 @@
+"""Looking after a cache in a store, by listing: `pipeline-tools cache ls | verify | gc --dir s3://bucket/cache`.
+
+There are no processes to ask whether they live. An entry is in use where something was put into it within a DAY: a file,
+or the mark that a run puts when it names the entry and renews while it adds to it, see remote.py. The store's clock
+alone counts, as the listing gives it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import engine
+from pipeline.cache import KEY, Cache, Entry, Listed
+from pipeline.config import Engine
+from pipeline.errors import PipelineError
+from pipeline.remote import DAY, USED, Shelf, Store
+
+
+def _shelves(url: str, there: dict[str, tuple[int, float]]) -> dict[Shelf, dict[str, tuple[int, float]]]:
+    """Every entry that holds more than a mark of use, and what the listing says of its objects, by their names in it."""
+    found: dict[Shelf, dict[str, tuple[int, float]]] = {}
+    cache = Cache(Path(), "none", url)
+    for name, about in there.items():
+        parts = name.split("/")
+        if len(parts) == 3 and KEY.fullmatch(parts[1]):
+            found.setdefault(Shelf(Store(url), Entry(cache, parts[0], parts[1], {})), {})[parts[2]] = about
+    return {shelf: objects for shelf, objects in found.items() if objects.keys() != {USED}}
+
+
+def ls(url: str) -> list[Listed]:
+    """What is stored, the longest unused first."""
+    listed = []
+    for shelf, objects in _shelves(url, Store(url).listed()).items():
+        content = shelf.manifest()
+        notes = content["files"].values() if content else ()
+        rows = [note["counts"]["rows"] for note in notes if "rows" in note.get("counts", {})]
+        size, used = sum(size for size, _ in objects.values()), max(put for _, put in objects.values())
+        listed.append(Listed(shelf.entry.stage, shelf.entry.key, size, sum(rows) if rows else None, used, content is not None))
+    return sorted(listed, key=lambda e: (e.used, e.stage, e.key))
+
+
+def verify(url: str, workers: int = 1) -> Iterator[tuple[str, str | None]]:
+    """Hash everything that is stored; for every file its address and what is wrong with it, or None. Nothing is changed."""
+    checks: list[tuple[Shelf, str, int, str]] = []
+    for shelf, objects in _shelves(url, Store(url).listed()).items():
+        address = f"{url}/{shelf.place('manifest.json')}"
+        try:
+            content = shelf.manifest()
+            names = list(content["files"]) if content else [n[1:-8] for n in objects if n.endswith(".receipt")]
+            notes = content["files"] if content else {name: shelf.receipt(name) for name in names}
+        except PipelineError as error:
+            yield address, str(error)
+            continue
+        if "manifest.json" in objects:
+            yield address, None if content else "not as it was written"
+        checks += [(shelf, name, note["bytes"], note["sha256"]) for name, note in notes.items() if note]
+
+    def check(item: tuple[Shelf, str, int, str]) -> tuple[str, str | None]:
+        shelf, name, size, sha = item
+        return f"{url}/{shelf.place(name)}", differs(shelf.store, shelf.place(name), size, sha)
+
+    yield from engine.run(Engine("threads", workers), check, checks)
+
+
+def differs(store: Store, name: str, size: int, sha: str) -> str | None:
+    """How an object differs from what it should be; None where it does not."""
+    found = store.hash(name)
+    if found == (size, sha):
+        return None
+    told = f"{found[0]} bytes, sha256 {found[1]}" if found else "nothing"
+    return f"expected {size} bytes, sha256 {sha}, found {told}"
+
+
+def gc(url: str, max_bytes: int) -> dict[str, int]:
+    """Remove what is in quarantine, then the longest unused entries, until at most `max_bytes` are left.
+
+    Never one that was used within a DAY. Returns the names of what was removed, and its bytes.
+    """
+    store = Store(url)
+    store.put("probe", b"")
+    there = store.listed()
+    now = there["probe"][1]
+    total, removed = sum(size for size, _ in there.values()), {}
+    for name in [name for name in there if name.startswith("quarantine/")]:
+        if total > max_bytes:
+            store.remove([name])
+            removed[name] = there[name][0]
+            total -= there[name][0]
+    shelves = _shelves(url, there)
+    for shelf in sorted(shelves, key=lambda shelf: max(put for _, put in shelves[shelf].values())):
+        objects = shelves[shelf]
+        used, size = max(put for _, put in objects.values()), sum(size for size, _ in objects.values())
+        if total <= max_bytes or now - used < DAY:
+            break
+        manifest = store.read(shelf.place("manifest.json"))
+        store.remove([shelf.place("manifest.json")])  # from here on the entry is not whole for whoever asks
+        if store.when(shelf.place(USED)) > used:  # who asked before has marked it before
+            if manifest is not None:
+                store.put(shelf.place("manifest.json"), manifest)
+            continue
+        store.remove([shelf.place(name) for name in objects if name != "manifest.json"])
+        removed[f"{shelf.entry.stage}/{shelf.entry.key}"] = size
+        total -= size
+    return removed
