@@ -6,6 +6,7 @@
       state.json dataset_info.json   what `datasets.load_from_disk` looks for
       tokenizer/ vocabulary.json embeddings.safetensors README.md
       manifest.json             configuration, keys, ledger, hashes, versions: equal for equal bytes
+      sources.jsonl             the input files, where they are more than 10,000; else the manifest lists them
       run.json report.html      what differs between equal runs: times, engine, workers, host; and a page for a person
 
 A folder is built beside its place and swapped in by one rename. Only a folder that holds a manifest of ours is
