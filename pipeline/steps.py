@@ -355,7 +355,7 @@ def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: 
     except InputError as error:
         raise InputError(f"split {ids.split}: {error}" if ids.split else str(error)) from error
     require_space(line.cache.root, line.cache.held(windows.bytes - entry.stored()))
-    step = Step(entry, partial(_window, stream=stream, windows=windows))
+    step = Step(entry, partial(_window, stream=stream, windows=replace(windows, shards=())))  # each is an item by itself
     return entry, line.fulfil([step], list(windows.shards), windows.bytes, ids.ledger, windows.ledger)
 
 
