@@ -39,11 +39,7 @@ class Cluster:
         with socket.create_server(("", 0)) as free:
             self.address = f"{socket.gethostbyname(socket.gethostname())}:{free.getsockname()[1]}"
         self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        port = self.address.partition(":")[2]
-        options = ["--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self.folder}"]
-        self.start("--head", f"--port={port}", *options)
-        for _ in range(nodes):
-            self.start(f"--address={self.address}", "--num-cpus=1")
+        self.nodes = nodes
 
     def start(self, *options: str) -> None:
         """`ray start` with these options."""
@@ -52,7 +48,9 @@ class Cluster:
         environment = {**self.environment, MARK: f"{self.mark}-{self.started}"}
         self.started += 1
         path = Path(sys.executable).parent / "ray"
-        subprocess.run([path, *command[1:]], env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run([path, *command[1:]], env=environment, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            raise SystemExit(f"ray start failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
 
     def processes(self, node: int | None = None) -> Iterator[int]:
         """Those of one node, or of all."""
@@ -72,6 +70,15 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
 
     def __enter__(self) -> "Cluster":
+        port = self.address.partition(":")[2]
+        options = ["--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self.folder}"]
+        try:
+            self.start("--head", f"--port={port}", *options)
+            for _ in range(self.nodes):
+                self.start(f"--address={self.address}", "--num-cpus=1")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
