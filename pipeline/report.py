@@ -373,7 +373,7 @@ def _mask(values: Any) -> np.ndarray:
 def _use(dataset: Finished) -> tuple[Json, Json | None]:
     """How often each token stands in the rows, and how many tokens a word takes."""
     size = max(dataset.vocabulary, default=-1) + 1
-    counts, words = np.zeros(size, np.int64), None
+    counts, words, slots = np.zeros(size, np.int64), None, dataset.manifest["ledger"]["window"]
     for ids in _ids(dataset):
         counts += np.bincount(ids, minlength=size)
         if words is None and len(ids):
@@ -387,8 +387,8 @@ def _use(dataset: Finished) -> tuple[Json, Json | None]:
         "size": size,
         "seen": seen,
         "counted": int(counts.sum()),
-        "slots": dataset.manifest["ledger"]["window"]["slots"],
-        "rank": _ranks(dataset, order, counts) if seen else None,
+        "slots": slots["slots"] - slots.get("padding", 0),
+        "rank": _ranks(dataset, order, counts) if seen > 1 else None,
         "by_id": charts.bars(
             [charts.short(begin) for begin in begins[:-1]],
             shares,

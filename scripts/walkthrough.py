@@ -8,9 +8,12 @@ tokenizers are taken where they can be had, else BPE and WordPiece learned from 
 """
 
 import contextlib
+import itertools
 import logging
+import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +81,28 @@ def prepare(folder: Path, *overrides: str) -> Finished:
     return Finished(folder)
 
 
+def _width() -> int:
+    """Columns of the terminal; many where there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+
+
 def _say(title: str, said: str, command: str) -> None:
     from rich.text import Text
 
-    console.draw(Text(f"\n{title}\n", "bold").append(said, "not bold"))
+    folded = "\n".join(textwrap.fill(line, _width(), replace_whitespace=False) for line in said.split("\n"))
+    console.draw(Text(f"\n{title}\n", "bold").append(folded, "not bold"))
     console.draw(Text(f"  by hand: {command}\n", "dim"))
 
 
-def _row(dataset: Finished, ids: list[int]) -> Any:
-    """Tokens in their colours."""
+def _row(dataset: Finished, ids: list[int], before: int = 0) -> Any:
+    """Tokens in their colours, as many as a line has room for behind `before` columns."""
+    from rich.cells import cell_len
     from rich.text import Text
 
-    return Text(" ").join(Text(spelt(dataset, i), colour(i)) for i in ids)
+    ends = itertools.accumulate((cell_len(spelt(dataset, i)) + 1 for i in ids), initial=before - 1)
+    return Text(" ").join(
+        Text(spelt(dataset, i), colour(i)) for i, end in zip(ids, [*ends][1:], strict=True) if end <= _width()
+    )
 
 
 def _stream(dataset: Finished, count: int) -> list[int]:
@@ -123,7 +136,8 @@ def _tokens(made: dict[str, Finished], command: str) -> None:
     )
     for name, dataset in made.items():
         tokens = dataset.manifest["ledger"]["encode"]["tokens"]
-        console.draw(Text(f"  {name:<9} {tokens:>7,} tokens  ").append_text(_row(dataset, _stream(dataset, FIRST))))
+        line = Text(f"  {name:<9} {tokens:>7,} tokens  ")
+        console.draw(line.append_text(_row(dataset, _stream(dataset, FIRST), len(line))))
 
 
 def _ids(dataset: Finished, name: str, command: str) -> None:
@@ -143,6 +157,7 @@ def _ids(dataset: Finished, name: str, command: str) -> None:
 
 
 def _window(dataset: Finished, name: str, command: str) -> None:
+    from rich.cells import cell_len
     from rich.text import Text
 
     _say(
@@ -152,14 +167,14 @@ def _window(dataset: Finished, name: str, command: str) -> None:
         f"{command} tokenizer={name} window.context_length={LENGTH} window.stride=1",
     )
     stream = _stream(dataset, LENGTH + STEPS)
-    widths = [len(spelt(dataset, i)) + 1 for i in stream]
+    widths = [cell_len(spelt(dataset, i)) + 1 for i in stream]
     for index in range(min(STEPS, dataset.rows)):
         row = dataset.row(index)
         for label, ids, begin in (("input", row["input_ids"], index), ("target", row["target_ids"], index + 1)):
             line = Text(f"  row {index} {label:<7}" if label == "input" else f"        {label:<7}")
             line.append(" " * sum(widths[:begin]))
             for place, i in enumerate(ids):
-                line.append(spelt(dataset, i), colour(i)).append(" " * (widths[begin + place] - len(spelt(dataset, i))))
+                line.append(spelt(dataset, i), colour(i)).append(" " * (widths[begin + place] - cell_len(spelt(dataset, i))))
             line.rstrip()
             console.draw(line)
 
@@ -191,7 +206,8 @@ def _tensors(dataset: Finished, name: str, command: str) -> None:
         f"{command} tokenizer={name}; then open_dataset(...).loader(batch_size=2)",
     )
     for column in ("input_ids", "target_ids"):
-        console.say(f"  {column:<10} {list(batch[column].shape)} {batch[column].dtype}  {batch[column].tolist()}")
+        rows = "".join(f"\n    {row}" for row in batch[column].tolist())
+        console.say(f"  {column:<10} {list(batch[column].shape)} {batch[column].dtype}{rows}")
 
 
 def _vector(dataset: Finished, name: str, command: str) -> None:

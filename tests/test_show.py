@@ -72,3 +72,14 @@ def test_a_pipe_gets_plain_text_and_a_terminal_colours(folder, capsys, monkeypat
     console.draw(text)
     coloured = capsys.readouterr().out
     assert "\x1b[3" in coloured and re.sub(r"\x1b\[[0-9;]*m", "", coloured) == text.plain + "\n"
+
+
+def test_tokens_of_bytes_are_spelt_as_the_text_that_they_stand_for(at):
+    (at / "in.txt").write_text("não é\tação 漢字\n" * 40)
+    folder = run(composed("corpus=text", "corpus.paths=[in.txt]", "window.context_length=8", "tokenizer.vocab_size=300")).folder
+    stream = show(folder, document=0, width=10_000).plain
+    assert "não" in stream.split("token", 1)[1] and "Ã" not in stream and "→" in stream
+    assert show(folder, token="⏎").plain.startswith("token ⏎  ID ")
+    chars = run(composed("corpus=text", "corpus.paths=[in.txt]", "window.context_length=8", "tokenizer=chars", "name=chars"))
+    ideographs = next(line for line in show(chars.folder, document=0, width=60).plain.splitlines() if "漢 字" in line)
+    assert ideographs.startswith("token")
