@@ -146,6 +146,11 @@ def require_documents(counts: dict[str, int], names: Sequence[str]) -> None:
     """Raise InputError where a split has no document: `counts` are those of `account`."""
     for name in names or ("kept",):
         if not counts[f"{name}_documents"]:
+            if counts.get("left_out_documents"):
+                raise InputError(
+                    f"the mixture takes none of its {counts['documents']} documents: each is longer than what is asked for. "
+                    "Raise corpus.tokens= or the max_repetitions= of its parts."
+                )
             raise InputError(
                 f"split {name} has none of the {counts['documents']} documents: give it a larger share or another split.seed=, "
                 "or the corpus more or smaller documents (corpus.document=paragraph)."

@@ -290,6 +290,7 @@ def _hydra_said(error: BaseException) -> str:
         return f"{mark.name} line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or 'not YAML'}."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if override := getattr(error, "override", ""):
+        override = override.removeprefix("++") if override.startswith("++corpus.parts.") else override  # as it was given
         key, _, value = override.partition("=")
         quoted = f'{key}=["..."]' if value.startswith("[") else f'{key}="..."'
         return f"{override}: not a value that Hydra can read; what is not plain letters goes in quotes, as in '{quoted}'."

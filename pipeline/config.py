@@ -344,7 +344,7 @@ def _check_override(argument: str) -> None:
         return  # Hydra knows
     check_key(key)
     if "=" not in argument and not argument.startswith("~"):
-        raise ConfigError(f"{argument!r} has no value: write {key}=VALUE.")
+        raise ConfigError(f"{key!r} has no value: write {key}=VALUE.")
 
 
 def options(group: str) -> list[str]:

@@ -296,7 +296,8 @@ def make_streams(
             if (manifest := line.cached([entry])) is None:
                 started = time.perf_counter()
                 counted = [len(own.planned.sources) for own in inputs]
-                documents = arrange.read_documents(tables, counted, [made["ledger"]["encode"]["ids"] for _, made in encoded])
+                ids_of = [made["ledger"]["encode"].get("ids", 0) for _, made in encoded]  # a part may be empty
+                documents = arrange.read_documents(tables, counted, ids_of)
                 metadata = arrange.read_metadata(tables)
                 verdicts = np.concatenate(chosen.verdicts()) if chosen else np.zeros(len(documents["source"]), np.int8)
                 files: Json = {}

@@ -225,6 +225,16 @@ def test_rows_of_a_mixture_are_traced_to_the_files_of_their_parts(texts: Path) -
     assert len(places) > 1 and {Path(place.path).name for place in places} == {"c.txt"}  # once for each repetition
 
 
+def test_a_part_may_be_empty_where_its_weight_is_nothing_and_a_budget_must_fit_a_document(texts: Path) -> None:
+    (texts / "b.txt").write_text("")
+    with pytest.raises(InputError, match=r"part b of the mixture has no tokens.*corpus\.parts\.b\.weight=0"):
+        ran(parts((1, 1), (1, 1)))
+    outcome = ran(parts((1, 0), (1, 1)), "split.shuffle=documents")
+    assert outcome.mixture["b"]["tokens"] == 0 and outcome.mixture["a"]["achieved"] == 1
+    with pytest.raises(InputError, match=r"takes none of its 40 documents.*corpus\.tokens="):
+        ran(parts((1, 0), (1, 1)), "corpus.tokens=1")
+
+
 def test_a_budget_that_repetitions_do_not_allow_is_refused_with_the_numbers(texts: Path) -> None:
     has = sum(len(text.encode()) + 1 for text in TEXTS["b"])
     with pytest.raises(ConfigError, match=rf"corpus\.tokens=100000 .* the {4 * has} .*: b has {has} tokens.*max_repetitions=2"):
