@@ -282,6 +282,7 @@ def prepared(form: str, path: Path, *more: str) -> tuple[int, list[int]]:
         "window.context_length=64",
         "embedding=none",
         "engine=serial",
+        "output.report=false",
         "name=x",
         *more,
     )
