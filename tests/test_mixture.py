@@ -17,7 +17,6 @@ from conftest import composed
 from pipeline import mixture, trace
 from pipeline.config import Config, Corpus, Part, check, check_arguments, check_key
 from pipeline.errors import ConfigError, InputError
-from pipeline.estimate import estimate
 from pipeline.permutation import keys, permute
 from pipeline.run import Outcome, run
 
@@ -279,8 +278,6 @@ def test_settings_of_parts_can_be_named_on_the_command_line() -> None:
     assert isinstance(config.corpus.parts["wiki"], Part) and config.corpus.parts["wiki"].weight == 2
     with pytest.raises(ConfigError, match=r"corpus\.parts\.letters\.paths"):
         check(composed("corpus=mixture"))
-    with pytest.raises(ConfigError, match="plan=true cannot look at a mixture"):
-        estimate(config)
 
 
 def test_a_draw_never_goes_past_its_target_by_a_whole_document_nor_past_its_limit() -> None:
