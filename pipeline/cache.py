@@ -598,7 +598,9 @@ class Entry:
     def _temporary(self, name: str) -> Path:
         with storing(self.cache.tmp):
             self.cache.tmp.mkdir(parents=True, exist_ok=True)
-        return self.cache.tmp / f"{self.stage}-{self.key[:8]}-{name}-{os.getpid()}-{next(_serial)}"
+        return (
+            self.cache.tmp / f"{self.stage}-{self.key[:8]}-{name}-{run_name(next(_serial))}"
+        )  # the nodes of a cluster share it
 
     @contextlib.contextmanager
     def temporary(self, name: str) -> Iterator[Path]:

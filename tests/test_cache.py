@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import pickle
@@ -1181,3 +1182,14 @@ def test_importing_the_cache_imports_nothing_heavy() -> None:
     code = "import sys, pipeline.cache; print(*{'pyarrow', 'numpy', 'torch', 'filelock', 'hydra'} & sys.modules.keys())"
     root = Path(caches.__file__).parents[1]
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=root).split() == []
+
+
+def test_processes_of_the_same_number_on_two_machines_do_not_write_to_one_temporary_file(cache, monkeypatch):
+    monkeypatch.setattr("pipeline.cache._serial", itertools.repeat(0))
+    entry = cache.entry("load", {})
+    with entry.write("0.arrow") as ours:
+        ours.write(b"same")
+        monkeypatch.setattr("socket.gethostname", lambda: "another")
+        with entry.write("0.arrow") as theirs:
+            theirs.write(b"same")
+    assert entry.path("0.arrow").read_bytes() == b"same" and ours.note == theirs.note
