@@ -277,6 +277,8 @@ class Line:
         else:
             task = task_of(entries[-1])
             first = self.array.agree(task, lambda: self._whole(entries))
+            if first and (found := entries[first - 1].manifest()):  # by another job, it may be
+                self.found(entries[:first], found)
             compute_all(first, partial(self.array.run, task))
             with self.array.alone(task) as turn:
                 if turn:

@@ -58,7 +58,7 @@ def test_the_script_of_the_readme_runs_as_an_array(tmp_path: Path) -> None:
     ]
     said = [job.communicate(timeout=100)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], said
-    assert sum("wrote" in text for text in said) == 1
+    assert sum("wrote" in text for text in said) == 1, said
     alone = ran(tmp_path, ["engine=serial", "corpus=text", "corpus.paths=[letters/*.txt]", "output.dir=alone"])
     assert alone.returncode == 0
     assert digests(tmp_path / "shared/letters") == digests(tmp_path / "alone")
