@@ -43,6 +43,8 @@ def forget() -> None:
         known.clear()
     remote._told.clear()
     remote._file_system.cache_clear()
+    if "s3fs" in sys.modules:  # whose instances keep the address of the server they began with
+        sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
 
 
 def scratch(store: Store, name: str, bound: int | None = None) -> Cache:
