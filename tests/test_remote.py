@@ -1,7 +1,6 @@
 """The cache in a store: the same bytes, nothing computed twice, and what damage, a kill and a silent server leave."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -195,26 +194,6 @@ def test_what_cannot_be_a_store_is_refused(at: Path, overrides: list[str], messa
 
 def settings(*overrides: str) -> Config:
     return composed(*SMALL, *overrides)
-
-
-@pytest.mark.slow
-def test_a_run_with_a_store_gives_the_same_bytes_and_another_scratch_finds_all_of_it(at: Path, store: Store) -> None:
-    Path("a.txt").write_text(LINES)
-    plain = run(settings("name=plain", "cache.dir=plain"))
-    forget()
-    first = run(settings("name=first", "cache.dir=one", f"cache.remote={store.url}"))
-    forget()
-    again = run(settings("name=again", "cache.dir=two", f"cache.remote={store.url}"))
-    assert set(states(again).values()) == {"cached"} and "cached" not in states(first).values()
-    made = [
-        {n: h for n, h in digests(o.folder).items() if n not in ("manifest.json", "README.md")} for o in (plain, first, again)
-    ]
-    assert made[0] == made[1] == made[2]
-    fetched = {path.parent.parent.name for path in Path("two").rglob("*.arrow")}
-    assert "load" not in fetched and "tokenize" not in fetched and "window" in fetched | {"window"}
-    assert not any("secret" in name for name in fetched)
-    keys = [json.loads((o.folder / "manifest.json").read_text())["keys"] for o in (plain, first, again)]
-    assert keys[0] == keys[1] == keys[2]
 
 
 @pytest.mark.slow
