@@ -14,7 +14,7 @@ from pipeline import plan
 from pipeline.cache import Cache
 from pipeline.config import Corpus
 from scripts.scaling import __main__ as door
-from scripts.scaling import model, report, scenarios
+from scripts.scaling import check, model, report, scenarios
 from scripts.scaling.clock import Clock
 from scripts.scaling.costs import MIB, Costs, Line, Run, contention, fit, makespan
 from scripts.scaling.model import Cluster, Work
@@ -256,6 +256,18 @@ def test_every_table_can_be_made_from_figures_alone(costs, monkeypatch):
     assert "| 1 TB | 1,000 |" in tables["times"] and tables["limits"].count("\n") == 3
     text = "".join(f"<!-- scaling: {name} -->\n<!-- end -->\n" for name in tables)
     assert all(table in report.fill(text, tables) for table in tables.values())
+
+
+def test_the_page_holds_what_the_figures_say_and_they_are_within_what_was_asked():
+    page = (ROOT / "SCALING.md").read_text()
+    costs, found = Costs.load(door.HERE / "measured.json"), check.load(door.HERE / "checked.json")
+    tables = report.blocks(costs, found, scenarios.load(door.HERE / "simulated.json"))
+    assert report.fill(page, tables) == page and page.count("<!-- scaling: ") == len(tables)
+    assert {one.workers for one in found} == {1, 2} and all(abs(one.error) <= check.ALLOWED for one in found)
+    assert all(
+        sum(one.foretold.values()) == pytest.approx(sum(model.foretell(costs, one.bytes, one.workers).values()), abs=0.01)
+        for one in found
+    )
 
 
 def test_what_is_missing_ends_with_one_line_and_code_2(tmp_path, capsys):

@@ -13,7 +13,7 @@ from pipeline import plan, window
 from scripts.scaling.costs import Costs, makespan
 
 ROWS = window.SHARD  # bytes of rows in a file
-MOST = 1 << 16  # shards in a phase
+MOST = plan.MOST  # shards in a phase, of either
 ROUNDS = 4  # shards to a worker at least, so that none waits long for the last
 LOCAL = ("read", "write")  # components that are this machine's page cache and disk
 

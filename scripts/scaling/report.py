@@ -67,6 +67,10 @@ def size(number: float) -> str:
     return f"{number:.0f} B"
 
 
+def _more(seconds: float) -> str:
+    return f"{'-' if seconds < 0 else '+'}{duration(abs(seconds))}"
+
+
 def _middle(simulated: dict[str, Any], source: float) -> Scenario:
     """The scenario of a corpus on 100 nodes."""
     found: Scenario = next(s for s in simulated["scenarios"] if s.source == source and s.nodes == CLUSTERS[1].nodes)
@@ -216,7 +220,7 @@ def losses(costs: Costs, simulated: dict[str, Any]) -> str:
     rows = []
     for source, by_engine in simulated["lost_node"].items():
         for name, (median, low, high) in by_engine.items():
-            rows.append([source, name, f"+{duration(median)}", f"+{duration(low)} to +{duration(high)}"])
+            rows.append([source, name, _more(median), f"{_more(low)} to {_more(high)}"])
     return table(["text, 100 nodes", "engine", "median", "5 % to 95 %"], rows, 2)
 
 
