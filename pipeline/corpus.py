@@ -38,7 +38,7 @@ from pipeline.rejects import Rejects
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 READERS = {
     "text": plain_text.read,
     "jsonl": json_records.read_lines,

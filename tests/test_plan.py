@@ -117,6 +117,8 @@ def test_a_parquet_file_without_the_column_is_refused_before_anything_is_read(he
     pq.write_table(pa.table({"text": ["a"]}), here / "a")
     pq.write_table(pa.table({"body": ["a"]}), here / "b")
     with pytest.raises(ConfigError, match=r"'b': no column 'text'; found: body\. Did you mean corpus\.text_column=body\?"):
+        make(cache, paths=["b"], format="parquet")
+    with pytest.raises(InputError, match=r"'b'.*no column 'text'; found: body"):
         make(cache, paths=["a", "b"], format="parquet")
 
 
