@@ -14,7 +14,7 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,test-all,benchmark,trainer,lightning,torchdata,ray]'
-	$(BIN)/python -m pytest -q -m slow --timeout=900
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --timeout=900
 
 check: $(INSTALLED)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'

@@ -122,6 +122,7 @@ def test_other_windows_take_splits_too(texts: Path, mode: str) -> None:
         ["split.shuffle=windows", "window=prefix", "window.context_length=5"],
     ],
 )
+@pytest.mark.slow
 def test_the_same_bytes_by_any_engine_and_shard_order(
     texts: Path, shuffled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from tests import determinism
 
 
 @pytest.mark.row("A26", "A29")
+@pytest.mark.slow
 def test_the_surroundings_of_a_run_change_no_byte(tmp_path):
     expected = determinism.once(tmp_path / "a", "bpe", ("threads", 2), 64, "plain")
     assert determinism.once(tmp_path / "b", "bpe", ("processes", 2), 1, "all at once") == expected

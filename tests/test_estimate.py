@@ -165,6 +165,7 @@ def test_of_small_splits_and_mixtures_all_is_foreseen_and_afterwards_all_is_know
     assert {s.state for s in other.stages if not s.stage.startswith(("window", "embed"))} == {"cached"}
 
 
+@pytest.mark.slow
 def test_of_larger_splits_and_mixtures_the_ranges_hold_the_truth(at, monkeypatch):
     monkeypatch.setattr(counting, "SAMPLE", 60_000)
     monkeypatch.setattr(sample, "BLOCK", 512)

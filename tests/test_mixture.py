@@ -139,6 +139,7 @@ def test_a_mixture_holds_what_lists_would(
     assert counts["left_out_ids"] == sum(part["left_out"] for part in facts.values())
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_engine(texts: Path) -> None:
     found = []
     for kind, workers in (("serial", 1), ("threads", 3), ("processes", 2)):

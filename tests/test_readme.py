@@ -122,6 +122,7 @@ def require(quoted: str, printed: str, what: str) -> None:
 
 
 @pytest.mark.parametrize("page", ALL)
+@pytest.mark.slow
 def test_what_a_page_quotes_is_what_its_commands_print(page, at, monkeypatch):
     monkeypatch.delenv("PIPELINE_ASSETS", raising=False)
     for what, quoted, printed in run_page(page, assets=False):
@@ -129,6 +130,7 @@ def test_what_a_page_quotes_is_what_its_commands_print(page, at, monkeypatch):
 
 
 @pytest.mark.parametrize("page", ALL)
+@pytest.mark.slow
 def test_what_a_page_quotes_of_the_verdict_holds_where_the_mirror_is(page, at, assets):
     for what, quoted, printed in run_page(page, assets=True):
         require(quoted, printed, what)

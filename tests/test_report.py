@@ -200,6 +200,7 @@ def test_the_command_of_a_page_composes_the_configuration_again(overrides):
     assert len(words) - 3 <= len(overrides)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_page_that_compares_its_jobs(at):
     arguments = ["-m", "window.context_length=16,64", "embedding=none", "tokenizer=words"]
     assert cli.exit_code(arguments) == 0
@@ -265,6 +266,7 @@ def test_the_parts_of_a_mixture_are_told_as_asked_and_as_achieved(at):
     assert bar["total"] == outcome.ledger["encode"]["ids"] + outcome.ledger["arrange"]["repeated"]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_datasets_with_splits_has_a_column_for_each_setting(at):
     (at / "in.txt").write_text("\n".join(f"line {n} of many in the fog" for n in range(300)), "utf-8")
     arguments = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=words", "embedding=none"]

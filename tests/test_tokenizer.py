@@ -268,6 +268,7 @@ for name, settings in KINDS.items():
 """
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_bytes_whatever_the_process():
     seen = set()
     for seed, parallel, size in (("0", "true", 1000), ("1", "false", 7), ("random", "true", 1)):

@@ -78,6 +78,7 @@ def require_thread(dataset: trace.Finished, texts: list[str], exact: bool) -> No
     st.sampled_from(["\n", "\r\n"]),
     st.booleans(),
 )
+@pytest.mark.slow
 def test_every_row_leads_to_the_bytes_whose_tokenization_gave_it(tmp_path, monkeypatch, files, unit, kind, newline, mark):
     place = Path(str(tmp_path)) / str(len(list(tmp_path.iterdir())))
     (place / "in").mkdir(parents=True)

@@ -33,6 +33,7 @@ def sample(tmp_path_factory) -> Path:
 # -- plain torch
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_the_losses_are_the_same_to_the_last_bit(sample, tmp_path):
     whole = tiny([str(sample), "--steps=30", "--batch-size=2", "--every=10"])
     begun = tiny([str(sample), "--steps=17", "--batch-size=2", "--every=7", f"--checkpoint={tmp_path / 'c.pt'}"])

@@ -27,6 +27,7 @@ def test_the_walk_needs_nothing_but_the_sample(at, monkeypatch, capsys):
     assert len(re.findall(r"^  by hand: python -m pipeline", said, re.M)) == 7
 
 
+@pytest.mark.slow
 def test_the_walk_shows_what_the_chapter_shows(at, assets, monkeypatch, capsys):
     said = " ".join(walked(monkeypatch, capsys, "corpus=verdict").split())
     for shown in ("20,479 bytes in 1 document", "I HAD always thought Jack Gisburn rather a cheap genius", "words 4,690 tokens",
