@@ -206,8 +206,9 @@ def open_stream(encode: Entry, files: Json, dtype: str) -> Stream:
     return Stream([encode.file(name) for name in names], [files[name]["counts"].get("ids", 0) for name in names], dtype)
 
 
-def _end_to_end(encoded: Sequence[tuple[Entry, Json]], dtype: str) -> Stream:
+def _end_to_end(encoded: Sequence[tuple[Entry, Json]], ready: Ready, settings: configs.Vocabulary) -> Stream:
     """The streams of the parts of a mixture as one; of one corpus its own."""
+    dtype = vocabulary.dtype(settings, ready.open().size).name
     streams = [open_stream(encode, files, dtype) for encode, files in encoded]
     if len(streams) == 1:
         return streams[0]
@@ -281,8 +282,7 @@ def make_streams(
     chosen: Chosen | None,
 ) -> list[Ids]:
     """One stream for each split, or the only one. Raises InputError where one would be empty."""
-    dtype = vocabulary.dtype(config.vocabulary, ready.open().size).name
-    base = partial(_end_to_end, [(encode, made["files"]) for encode, made in encoded], dtype)
+    base = partial(_end_to_end, [(encode, made["files"]) for encode, made in encoded], ready, config.vocabulary)
     tables = [encode.file(DOCUMENTS_FILE) for encode, _ in encoded]
     before = together(inputs, [made["ledger"] for _, made in encoded])
     mixed = bool(config.corpus.parts)
