@@ -156,6 +156,8 @@ class _Cluster:
                     raise self._lost("it does not answer any more") from None
                 if what == "answer":
                     return told[0], told[1]
+                if what == "lost":
+                    raise self._lost(told[0].rstrip("."))
                 if what == "refused":
                     raise ResourceError(f"{self.where} cannot be used: {told[0]}")
                 self.heard, (self.slots, nodes) = now, told
@@ -248,7 +250,7 @@ def _conduct(pipe: Connection, how: Engine, paths: list[str]) -> None:
         except ray.exceptions.WorkerCrashedError:
             tell("answer", index, "killed, likely out of memory, or crashed, or its node was lost")
         except Exception as error:
-            tell("refused", _first_line(error))
+            tell("lost", _first_line(error))
 
     threading.Thread(target=beat, daemon=True).start()
     try:
