@@ -98,10 +98,8 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
                 line, planned, manifests, published = _mending(config, recorded, origin, line, place)
             except steps.BackendDiffers as differing:
                 log.warning("%s: tokenizer.backend=hf is used instead", differing)
-                slow, line = (
-                    replace(config, tokenizer=replace(config.tokenizer, backend="hf")),
-                    Line(cache, config.engine, array),
-                )
+                slow = replace(config, tokenizer=replace(config.tokenizer, backend="hf"))
+                line = Line(cache, config.engine, array)
                 line, planned, manifests, published = _mending(slow, recorded, origin, line, place)
     finally:
         cache.close()

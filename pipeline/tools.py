@@ -191,9 +191,9 @@ def _open(options: argparse.Namespace) -> cache.Cache:
 
 
 def _ls(options: argparse.Namespace) -> None:
-    rows: list[list[object]] = []
     from pipeline import housekeeping
 
+    rows: list[list[object]] = []
     for entry in housekeeping.ls(options.dir) if is_address(options.dir) else _open(options).ls():
         used, state = f"{console.duration(time.time() - entry.used)} ago", "" if entry.whole else "unfinished"
         rows.append([entry.stage, entry.key, entry.rows or "", console.size(entry.bytes), used, state])
