@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import s3
 from conftest import ROOT, composed
 from pipeline import places, plan, run, stores
 from pipeline.cache import Cache
@@ -21,7 +21,7 @@ from pipeline.config import Corpus
 from pipeline.errors import ConfigError, InputError, ResourceError
 
 pytest.importorskip("s3fs", reason="needs the extra test-all")
-moto_server = pytest.importorskip("moto.server", reason="needs the extra test-all")
+pytest.importorskip("moto.server", reason="needs the extra test-all")
 
 pytestmark = pytest.mark.slow
 ROWS = [f"The ferry {row} was late because of the fog on day {row * 7}." for row in range(6000)]
@@ -30,13 +30,9 @@ JSONL = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in ROWS)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of an S3 server, and credentials for it in the environment."""
-    running = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    running.start()
-    logging.getLogger("werkzeug").setLevel("ERROR")
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
+    """The address of an S3 server."""
+    with s3.serving() as running:
+        yield running.url
 
 
 @pytest.fixture
@@ -45,7 +41,7 @@ def bucket(server: str, at: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[A
     import boto3
     import s3fs
 
-    for name, value in ENVIRONMENT.items():
+    for name, value in s3.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -64,16 +60,6 @@ def bucket(server: str, at: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[A
         client.delete_object(Bucket="texts", Key=item["Key"])
     client.delete_bucket(Bucket="texts")
     s3fs.S3FileSystem.clear_instance_cache()
-
-
-ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_CONFIG_FILE": os.devnull,
-    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-}
 
 
 def settings(*overrides: str) -> Any:
