@@ -530,6 +530,8 @@ def _check_engine(engine: Engine) -> None:
 
 
 def _check_stores(cache: Cache, output: Output) -> None:
+    if "://" in cache.dir:
+        raise ConfigError(f"cache.dir={cache.dir!r} must be a folder of this machine: set cache.remote= to an address.")
     if cache.remote is not None and not ADDRESS.match(cache.remote):
         raise ConfigError(f"cache.remote={cache.remote!r} is no address: write it as s3://bucket/cache.")
     if "://" in (output.dir or "") and not ADDRESS.match(output.dir or ""):
