@@ -86,7 +86,7 @@ def main() -> None:
 
 def exit_code(arguments: list[str]) -> int:
     """Do what the command line says, and return what the process shall end with; an error is said on stderr."""
-    traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    given = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and ending with 1
     try:
         flags, overrides = configs.check_arguments(arguments)
@@ -96,9 +96,13 @@ def exit_code(arguments: list[str]) -> int:
             return _compose_and_run(flags, overrides)
     except Exception as error:
         said = as_ours(error)
-        if traced and said is not error:
+        if given == "1" and said is not error:
             traceback.print_exception(error)
         return complain(said)
+    finally:  # whoever called us, and the processes that they start, asked for no tracebacks
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if given is not None:
+            os.environ["HYDRA_FULL_ERROR"] = given
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ def test_on_a_terminal_a_long_phase_shows_a_bar_and_the_log_stands_above_it():
 
 @pytest.fixture
 def ends(at, monkeypatch, capsys):
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.setattr("sys.argv", ["pipeline"])
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -218,6 +218,12 @@ def test_HYDRA_FULL_ERROR_adds_the_traceback_and_changes_no_exit_code(ends, monk
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     code, _, err = ends("window.stride=abc")
     assert code == 2 and "Traceback" in err and err.splitlines()[-1].startswith("error: window.stride=abc: ")
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_what_Hydra_is_told_does_not_stay_behind(ends):
+    ends("window.stride=abc")
+    assert "HYDRA_FULL_ERROR" not in os.environ
 
 
 # -- what is shown ----------------------------------------------------------------------------------------

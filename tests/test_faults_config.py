@@ -19,7 +19,6 @@ TINY = ["tokenizer=bytes", "embedding=none", "window.context_length=16"]
 @pytest.fixture
 def ends(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ends:
     """The command line as a function: its exit code and what it says on stderr."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr("sys.argv", ["pipeline"])
 
     def run(*arguments: str) -> tuple[int, str]:

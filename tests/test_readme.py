@@ -61,7 +61,6 @@ def ran(command: str, apart: bool = False) -> str:
     printed, code = io.TextIOWrapper(io.BytesIO(), "utf-8"), 0  # as a pipe has it; of a StringIO nobody knows the encoding
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         patch.setenv("COLUMNS", "100")
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # which `main` sets to 1
         root = logging.getLogger()
         patch.setattr(root, "handlers", root.handlers)
         patch.setattr(root, "level", root.level)

@@ -38,7 +38,6 @@ def main() -> int:
     command, inner = [*apart, sys.executable, "-m", __package__, *sys.argv[1:]], None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        os.environ.pop("HYDRA_FULL_ERROR", None)  # which asks for tracebacks
         environment = os.environ | {"LD_PRELOAD": str(shim.build(Path(base))), "FAULTS_BASE": base}
         inner = subprocess.Popen(command, env=environment, process_group=0)
         return inner.wait()
