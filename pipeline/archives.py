@@ -29,27 +29,16 @@ HEADERS = 1 << 20  # bytes of a long name or of further attributes, which tarfil
 Listed = tuple[str, int]  # a member's name and its bytes
 
 
-def kind(head: bytes) -> str | None:
-    """What archive begins with these bytes (512 are enough): zip, tar or None.
-
-    >>> kind(b"PK\\3\\4..."), kind(b"text")
-    ('zip', None)
-    """
-    if head.startswith((b"PK\3\4", b"PK\5\6")):
-        return "zip"
-    return "tar" if head[257:262] == b"ustar" else None
-
-
 def open_archive(file: Any, size: int, path: str, corpus: Corpus) -> "Zip | Tar | None":
     """The archive in an open file of so many bytes; None where it holds none."""
     head = file.pread(512, 0)
     packed = compression.kind(head)
     if packed is None:
-        found = kind(head)
+        found = compression.archive(head)
         return Zip(file, size, path, corpus) if found == "zip" else Tar(file, size, path, corpus) if found == "tar" else None
     try:
         inner = compression.Decompressed(compression.Ranged(file, size), packed, path, corpus)
-        if kind(inner.read(512)) == "tar":
+        if compression.archive(inner.read(512)) == "tar":
             return Tar(file, size, path, corpus, packed)
     except InputError:  # damaged: whoever reads it says so
         pass

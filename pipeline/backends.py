@@ -23,9 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.arrow import adjoin, flat_list, row_offsets, strings
+from pipeline.arrow import adjoin, call, flat_list, row_offsets, strings
 from pipeline.errors import ConfigError, TokenizerError
 
 PACKAGES = {"hf": "tokenizers", "gigatoken": "gigatoken", "splintr": "splintr-rs", "transformers": "transformers"}
@@ -183,6 +182,8 @@ class Splintr:
 
     def encode(self, text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
         """See Core."""
+        import pyarrow.compute as pc
+
         newer = pc.match_substring_regex(text, NEWER_UNICODE)
         if not pc.any(newer).as_py():
             return self._encode(text)
@@ -217,14 +218,15 @@ def _added(index: int, content: str) -> dict[str, Any]:
 def _groups(offsets: np.ndarray, size: int) -> np.ndarray:
     """Rows at which to cut a batch into groups of about `size` bytes, from 0 to the number of rows."""
     cuts = np.searchsorted(offsets, np.arange(offsets[0] + size, offsets[-1], size))
-    return np.unique(np.concatenate([[0], cuts, [len(offsets) - 1]]))
+    edges = np.concatenate([[0], cuts, [len(offsets) - 1]])
+    return edges[np.diff(edges, prepend=-1) > 0]  # each once: np.unique would import numpy.ma
 
 
 def _join(text: pa.StringArray, edges: np.ndarray, separator: str) -> pa.StringArray:
     """One string per group of rows."""
     data = separator.encode()
     between = strings(data, np.array([0, len(data)]))[0]  # a Python string here would import pandas
-    return pc.binary_join(flat_list(text, edges), between)
+    return call("binary_join", flat_list(text, edges), between)
 
 
 def _cut(ids: np.ndarray, stops: np.ndarray, separator: int, rows: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -316,9 +318,11 @@ def _not_gigatoken(spec: dict[str, Any]) -> str | None:
     letters = byte_letters()
     if missing := [letter for letter in letters if letter not in model["vocab"]]:
         return f"{len(missing)} of 256 bytes are missing in its vocabulary"
-    merged = {merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in model["merges"]}
-    for token in spec["added_tokens"]:
-        spelled = "".join(letters[byte] for byte in token["content"].encode())
+    spellings = ["".join(letters[byte] for byte in token["content"].encode()) for token in spec["added_tokens"]]
+    lengths = {*map(len, spellings)}
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    merged = {a + b for a, b in pairs if len(a) + len(b) in lengths}
+    for token, spelled in zip(spec["added_tokens"], spellings, strict=True):
         if token["single_word"] or len(spelled) == 1 or spelled in merged or BPE_SEPARATOR in token["content"]:
             return f"its added token {token['content']!r} is matched as a single word, or is also what text gives by itself"
     return None

@@ -122,7 +122,7 @@ def _compose_and_run(flags: list[str], overrides: list[str]) -> int:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    mode_is_plain = not flags and not any(o.lstrip("+").startswith(("hydra", "experiment")) for o in overrides)
+    mode_is_plain = not flags and not any(re.match(r"\+*(hydra([/@=]|\.mode)|experiment)", o) for o in overrides)
 
     class Checked(ConfigLoaderImpl):
         """Hydra's loader. What it composes, the job of a sweep too, is looked at before Hydra acts on it or saves it."""
@@ -219,11 +219,11 @@ def attempt(cfg: Any, name: str | None = None) -> Job:
             log.info("job %s", name)
         config, recorded = plain(cfg)
         if config.plan:
-            from pipeline import estimate
+            from pipeline import estimate, foretold
 
             made = estimate.estimate(config)
             estimate.tell(made)
-            estimate.remember(made, Path(config.cache.dir).absolute(), recorded)
+            foretold.remember(made.record, Path(config.cache.dir).absolute(), recorded)
             return job
         from pipeline import run
 

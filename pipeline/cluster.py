@@ -47,7 +47,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import engine
+from pipeline import engine, workers
 from pipeline.config import Engine
 from pipeline.errors import ResourceError
 from pipeline.files import digest
@@ -334,7 +334,7 @@ def serve(function: list[Any], item: bytes) -> bytes:
     try:
         answer = (True, engine.call(_function(function[0]), pickle.loads(item)))
     except Exception as error:
-        answer = (False, engine.portable(error))
+        answer = (False, workers.portable(error))
     finally:
         logging.getLogger().removeHandler(said)
     try:

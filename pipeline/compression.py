@@ -72,6 +72,17 @@ def kind(head: bytes) -> str | None:
     return None if found == "bz2" and head[4:10] not in BLOCK_MAGIC else found
 
 
+def archive(head: bytes) -> str | None:
+    """What archive begins with these bytes (512 are enough): zip, tar or None.
+
+    >>> archive(b"PK\\3\\4..."), archive(b"text")
+    ('zip', None)
+    """
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        return "zip"
+    return "tar" if head[257:262] == b"ustar" else None
+
+
 class Decompressed:
     """What a compressed file stands for, from front to back. Raises InputError naming `name`."""
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import archives, batches, compression
+from pipeline import batches, compression
 from pipeline.compression import Stream
 from pipeline.config import Corpus
 from pipeline.errors import InputError
@@ -40,7 +40,7 @@ class Opener:
         self.corpus = corpus
         self.file: File | None = None
         self._path = ""
-        self._archive: archives.Zip | archives.Tar | None = None
+        self._archive: Any = None  # of archives.py
 
     def __enter__(self) -> "Opener":
         return self
@@ -68,6 +68,8 @@ class Opener:
         if not part.member:
             return Content(part, self.corpus, file)
         if self._archive is None:
+            from pipeline import archives
+
             self._archive = archives.open_archive(file, part.stat[1] or file.stat()[1], part.path, self.corpus)
             if self._archive is None:
                 raise InputError(f"{part.path!r} is no archive any more; nothing was published from it. Run again.")
@@ -97,7 +99,7 @@ class Content:
             self._waiting = b""
             if self.part.end and (again := compression.kind(head := self._head())):
                 raise InputError(f"{self.name!r} is compressed twice ({again} within {kind}): decompress it once.")
-        if found := archives.kind(head):
+        if found := compression.archive(head):
             raise InputError(
                 f"{self.name!r} is an archive ({found})"
                 + (" within an archive: unpack it." if self.part.member else ": set corpus.archives=true to read its members.")

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import cleaning, delimited, json_records, plain_text, tables, web_archive
+from pipeline import cleaning, delimited, json_records, plain_text, tables
 from pipeline.arrow import string_bytes, text_bytes
 from pipeline.batches import Batches, regular, with_metadata
 from pipeline.config import Corpus
@@ -47,7 +47,6 @@ READERS = {
     "tsv": delimited.read,
     "parquet": tables.read_parquet,
     "arrow": tables.read_arrow,
-    "warc": web_archive.read,
 }
 TABLES = ("parquet", "arrow")
 BAD = {"undecodable": "are not UTF-8", "bad": "cannot be read"}
@@ -115,6 +114,15 @@ def require_documents(counts: Counts, plan: Plan) -> None:
         raise InputError(f"read {len(plan.sources)} files, {size} bytes, 0 usable documents (reasons: {told}).")
 
 
+def _reader(form: str) -> Callable[..., Batches]:
+    """What reads a format."""
+    if form == "warc":
+        from pipeline import web_archive  # which takes Python's package for e-mail along
+
+        return web_archive.read
+    return READERS[form]
+
+
 def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool, reject: Callable[[bytes], Any] | None) -> Batches:
     """The documents of a shard as its readers give them, from files that are what was planned."""
     rejects = Rejects(corpus, counts, reject)
@@ -129,13 +137,14 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool, reject: Ca
                     require_planned(file, part, corpus)
                 content = opener.content(part)
                 try:
-                    documents = READERS[content.format](content, corpus, counts, rejects)
+                    documents = _reader(content.format)(content, corpus, counts, rejects)
                     if cleaning.asked(corpus):
                         documents = cleaning.clean(documents, content, corpus, counts, rejects)
                     for batch in documents:
                         data, _ = string_bytes(batch["text"])
                         size += len(data)
-                        nul += len(data) - int(np.count_nonzero(data))
+                        if len(data) and not data.min():  # five times as fast as counting
+                            nul += len(data) - int(np.count_nonzero(data))
                         yield batch
                 finally:
                     content.close()

@@ -14,13 +14,11 @@ import ipaddress
 import logging
 import os
 import re
-import ssl
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
-from urllib.request import getproxies
 
 from pipeline import engine
 from pipeline.config import Corpus
@@ -190,6 +188,9 @@ def _check_host(host: str, address: str, allow_private: bool) -> None:
 
 def _manager(allow_private: bool) -> Any:
     """A pool of connections that looks at whom it is connected to before anything is said."""
+    import ssl
+    from urllib.request import getproxies
+
     import certifi
     import urllib3
     from urllib3.connection import HTTPSConnection

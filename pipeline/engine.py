@@ -4,44 +4,34 @@ All are one verb, `run(engine, function, items)`: results come in the order of t
 many items as there are workers are begun and not yet given, and the first error in that order ends the run, so
 that every engine ends with the same error. Threads are the default: the tokenizer, the JSON parser, sha256 and
 the file system all work outside the interpreter's lock. Processes pay where a tokenizer holds that lock and
-there are more than a few cores; their functions and items must be picklable.
+there are more than a few cores; see workers.py.
 
 **How work is stopped.** Within `signals()`, SIGINT and SIGTERM raise Interrupted in the main thread. It leaves
 `run`, whose cleaning up kills worker processes and tells threads to end; a task hears that at its next
 `checkpoint()`, which is called between batches. What no exception reaches, a thread or a main thread deep in
 foreign code, ends with the process after GRACE seconds; a second signal ends it at once. An abandoned
 generator and an error in one task stop the others in the same way.
-
-**When a worker process dies** (the out-of-memory killer, a crash, an exit) its item is tried once more, with one
-worker, and a second death is a ResourceError that names the item. A worker that neither answers nor uses the
-processor for PATIENCE seconds is killed and counts as dead; one that computes, however long, is left alone. A
-worker whose parent has died ends within a second.
 """
 
 import contextlib
 import ctypes
 import logging
 import math
-import multiprocessing
-import multiprocessing.connection
 import os
-import pickle
 import select
 import signal
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config import Engine
-from pipeline.errors import Interrupted, PipelineError, ResourceError
+from pipeline.errors import Interrupted, PipelineError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,8 +39,6 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 GRACE = 8.0  # seconds from the first signal to the end of the process, whatever hangs
-PATIENCE = 300.0  # seconds without an answer or processor time until a worker process counts as hanging
-LOOK = 1.0  # seconds between two looks at the workers' processor time
 _interrupted = 0  # the signal that asked the process to stop
 _held = False  # is the main thread at what no exception may come into?
 _task = threading.local()  # .stop: the event that ends this thread's tasks
@@ -147,7 +135,9 @@ def run(engine: Engine, function: Callable[[Item], Result], items: Iterable[Item
 
         yield from cluster.run(engine, function, items)
     elif engine.kind == "processes":
-        yield from _in_processes(workers, function, items)
+        from pipeline import workers as processes
+
+        yield from processes.run(workers, function, items)
     elif engine.kind != "serial" and workers > 1:
         yield from _in_threads(workers, function, items)
     else:
@@ -186,177 +176,6 @@ def _in_threads(workers: int, function: Callable[[Item], Result], items: Iterabl
     finally:
         stop.set()
         surely(lambda: pool.shutdown(wait=True, cancel_futures=True))
-
-
-# -- worker processes -------------------------------------------------------------------------------------
-
-
-class _Worker:
-    """A process that answers one item at a time through a pipe, and what it is at."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.index: int | None = None  # of the item it computes
-        self._function: Any = None  # that it was sent last
-        self.seen = (0.0, 0.0)  # when it was last seen working, and its processor time then
-
-    def give(self, index: int, function: Any, item: Any) -> None:
-        self.index, self.seen = index, (time.monotonic(), self.cpu())
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: `answer` will say so
-            self.pipe.send((None if function is self._function else function, item))  # it may be large: the paths of a stream
-            self._function = function
-
-    def answer(self) -> tuple[bool, Any] | None:
-        """(True, result) or (False, exception); None where the worker has died."""
-        try:
-            return self.pipe.recv()  # type: ignore[no-any-return]
-        except (EOFError, OSError):
-            return None
-
-    def cpu(self) -> float:
-        """Seconds of processor time it has used; ever growing where that cannot be told."""
-        try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        except (OSError, IndexError, ValueError):
-            return time.monotonic()
-
-    def hangs(self) -> bool:
-        """Has it been idle over its item for PATIENCE? Its parent-watch alone uses less than 0.1 %."""
-        now, cpu = time.monotonic(), self.cpu()
-        if cpu - self.seen[1] > PATIENCE / 200:
-            self.seen = (now, cpu)
-        return now - self.seen[0] > PATIENCE
-
-    def end(self) -> int:
-        """Kill it; its exit code."""
-        self.process.kill()
-        self.process.join(5)
-        self.pipe.close()
-        return self.process.exitcode or 0
-
-
-def _serve(pipe: Connection, parent: int) -> None:
-    """The life of a worker: until its parent closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    keep_memory()
-    function: Any = None
-    while True:
-        try:
-            given, item = pipe.recv()
-            function = function if given is None else given
-            answer = (True, call(function, item))
-        except EOFError:
-            return
-        except BaseException as error:
-            answer = (False, portable(error))
-        try:
-            pipe.send(answer)
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
-            pipe.send((False, RuntimeError(f"a result cannot be sent to the parent process: {error}")))
-
-
-def portable(error: BaseException) -> BaseException:
-    """The exception, or one that says the same, with its traceback as a note: pickle drops the real one."""
-    if not isinstance(error, PipelineError):
-        error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        plain = RuntimeError(f"{type(error).__name__}: {error}")
-        for note in getattr(error, "__notes__", []):
-            plain.add_note(note)
-        return plain
-    return error
-
-
-def _in_processes(workers: int, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    source = enumerate(items)
-    room = 2 * workers
-    pool: list[_Worker] = []
-    flight: dict[int, Item] = {}  # begun and not given, by index
-    again: list[int] = []  # those of a dead worker
-    fragile: set[int] = set()  # those that had one before
-    done: dict[int, tuple[bool, Any]] = {}
-    given = 0
-
-    def begin() -> int | None:
-        if again:
-            return again.pop()
-        for index, item in islice(source, 1 if len(flight) < room else 0):
-            flight[index] = item
-            return index
-        return None
-
-    try:
-        while True:
-            idle = [worker for worker in pool if worker.index is None]
-            while idle and len(pool) > workers:
-                pool.remove(idle[-1])
-                idle.pop().end()
-            while (idle or len(pool) < workers) and (index := begin()) is not None:
-                if not idle:
-                    idle.append(_Worker())
-                    pool.append(idle[0])
-                idle.pop().give(index, function, flight[index])
-            if given in done:
-                fine, value = done.pop(given)
-                if not fine:
-                    raise value
-                del flight[given]
-                given += 1
-                yield value
-                continue
-            if not flight:
-                return
-            ready = multiprocessing.connection.wait([worker.pipe for worker in pool if worker.index is not None], LOOK)
-            for worker in list(pool):
-                index = worker.index
-                if index is None:
-                    continue
-                hangs = worker.pipe not in ready and worker.hangs()
-                if worker.pipe in ready and (answer := worker.answer()):
-                    done[index], worker.index = answer, None
-                elif worker.pipe in ready or hangs:
-                    pool.remove(worker)
-                    code = worker.end()
-                    how = f"no sign of life for {PATIENCE:.0f} s" if hangs else _ending(code)
-                    if index in fragile:
-                        raise ResourceError(_epitaph(flight[index], how))
-                    log.warning("a worker died computing %s (%s): once more, with one worker", flight[index], how)
-                    fragile.add(index)
-                    again.append(index)
-                    workers = 1
-    finally:
-        for worker in pool:
-            worker.end()
-
-
-def _ending(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "killed, likely out of memory"
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def _epitaph(item: object, how: str) -> str:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3  # of the largest child that has ended
-    return (
-        f"a worker died twice computing {item}: {how}; the largest used {peak:,.0f} MB. "
-        "Lower engine.workers= or engine.batch_size=."
-    )
 
 
 # -- signals ----------------------------------------------------------------------------------------------

@@ -14,10 +14,8 @@ of each part what its weight asks of all. Copies that will be dropped are not fo
 that is written, flushed and forgotten. On a busy machine they are those of a busy machine.
 """
 
-import contextlib
 import hashlib
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -102,6 +100,12 @@ class Estimate:
     def disk(self) -> Guess:
         """Bytes that the run will add to the cache."""
         return total([stage.bytes for stage in self.stages if stage.state != "cached"])
+
+    @property
+    def record(self) -> Json:
+        """What a run is set beside."""
+        told = {"size": self.size, "sampled": self.sampled, "seconds": self.seconds, "disk": asdict(self.disk)}
+        return told | {name: asdict(getattr(self, name)) for name in ("text", "documents", "tokens", "rows")}
 
 
 def estimate(config: configs.Config, seed: int = 0) -> Estimate:
@@ -552,30 +556,3 @@ def tell(made: Estimate) -> None:
 
 def _duration(seconds: float) -> str:
     return f"{max(seconds, 0.1):.1f} s" if seconds < 10 else console.duration(seconds)
-
-
-def _note(root: Path, recorded: Json) -> Path:
-    return root / "plans" / f"{files.digest(recorded)[:32]}.json"
-
-
-def remember(made: Estimate, root: Path, recorded: Json) -> None:
-    """Note in the cache at `root` what was said of a configuration, so that the run can be set beside it."""
-    told = {
-        "size": made.size,
-        "sampled": made.sampled,
-        "seconds": made.seconds,
-        "disk": asdict(made.disk),
-        **{name: asdict(getattr(made, name)) for name in ("text", "documents", "tokens", "rows")},
-    }
-    path = _note(root, recorded)
-    with contextlib.suppress(OSError):  # a cache that cannot be written only costs the comparison
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}-{os.getpid()}")
-        aside.write_bytes(files.seal({"plan": told}))
-        os.replace(aside, path)
-
-
-def recall(root: Path, recorded: Json, size: int) -> Json | None:
-    """What was said of a configuration whose input had `size` bytes; None where nothing was, or of another input."""
-    told = (files.unseal(_note(root, recorded)) or {}).get("plan")
-    return told if isinstance(told, dict) and told.get("size") == size else None

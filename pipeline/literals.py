@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.arrow import string_bytes
 from pipeline.errors import InputError
@@ -45,6 +44,8 @@ class Literals:
             return self._piece(batch, text[0].as_buffer().to_pybytes())
         if not self._possible(string_bytes(text)[0]):
             return 0
+        import pyarrow.compute as pc
+
         found = pc.count_substring_regex(text, self.pattern)
         total = int(pc.sum(found).as_py() or 0)
         if total and (self.refused or self.leaking):
@@ -56,7 +57,7 @@ class Literals:
     def _possible(self, data: Any) -> bool:
         """Could a special token begin anywhere?"""
         view = np.frombuffer(data, np.uint8)
-        first = np.flatnonzero(self.heads[0])
+        first = np.flatnonzero(self.heads[0]).astype(np.uint8)  # of the bytes' own dtype: another would widen them all
         at = np.flatnonzero(view == first[0] if len(first) == 1 else self.heads[0][view])
         for place, allowed in enumerate(self.heads[1:], 1):
             at = at[at + place < len(view)]

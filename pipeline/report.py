@@ -31,7 +31,7 @@ import numpy as np
 
 from pipeline import charts, cli, console, embedding, model, output
 from pipeline import config as configs
-from pipeline.arrow import flags, list_values, read_batches, to_numpy
+from pipeline.arrow import flags, flattened, list_values, read_batches, to_numpy
 from pipeline.files import Json, unseal
 from pipeline.show import spelt
 from pipeline.split import ordered
@@ -355,10 +355,10 @@ def _ids(dataset: Finished) -> Iterator[np.ndarray]:
         for batch in read_batches(dataset.file(name)):
             if number % every == 0:
                 rows = batch["input_ids"]
-                ids = to_numpy(rows.flatten()) if not hasattr(rows, "offsets") else list_values(rows)[0]
+                ids = to_numpy(flattened(rows)) if not hasattr(rows, "offsets") else list_values(rows)[0]
                 if "attention_mask" in batch.schema.names:
                     mask = batch["attention_mask"]
-                    kept = mask.flatten() if not hasattr(mask, "offsets") else mask.values
+                    kept = flattened(mask) if not hasattr(mask, "offsets") else mask.values
                     ids = ids[_mask(kept)]
                 yield ids[:MOST_IDS]
             number += 1
@@ -400,7 +400,7 @@ def _use(dataset: Finished) -> tuple[Json, Json | None]:
 
 def _ranks(dataset: Finished, order: np.ndarray, counts: np.ndarray) -> charts.Chart:
     """Counts by rank, of ranks that grow by a factor."""
-    ranks = np.unique(np.geomspace(1, len(order), 120).astype(np.int64)).tolist()
+    ranks = [*dict.fromkeys(np.geomspace(1, len(order), 120).astype(np.int64).tolist())]
     tokens = order[np.array(ranks) - 1].tolist()
     return charts.curve(
         [(rank, int(counts[i])) for rank, i in zip(ranks, tokens, strict=True)],

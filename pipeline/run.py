@@ -27,9 +27,9 @@ from pipeline import (
     corpus,
     embedding,
     engine,
-    estimate,
     files,
     fingerprint,
+    foretold,
     hub,
     output,
     plan,
@@ -109,7 +109,7 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     drawn = next(iter(manifests.values())).get("mixture", {})
     mixed = {name: drawn[name] for name in config.corpus.parts}
     seconds = time.monotonic() - started
-    told = estimate.recall(cache.root, asked, sum(source.bytes for source in planned.sources))
+    told = foretold.recall(cache.root, asked, sum(source.bytes for source in planned.sources))
     ledger, address = next(iter(ledgers.values())), str(place)
     outcome = Outcome(Path(address), reports, ledger, rows, seconds, published, told, ledgers, mixed, address)
     record = {
@@ -121,7 +121,7 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
         "cores": engine.cores(),
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
     }
     if published or array is None:
         place.write_run(record, cache.run)

@@ -151,20 +151,20 @@ def read(folder: Path, backend: str, special_in_text: str) -> Tokenizer:
 
     `special_in_text` as in `vocabulary`: "token" lets a literal special token become the token.
     """
-    vocabulary = folder / "vocabulary.json"  # which in a finished dataset lies one folder above
-    names = _json(vocabulary if vocabulary.exists() else folder.parent / vocabulary.name)
     config = _json(folder / "tokenizer_config.json")
+    path = folder / "tokenizer.json"
+    slow = backend == SLOW or not path.exists()
+    data = b"" if slow else path.read_bytes()
+    tree = {} if slow else backends.parse(data)
+    names = _names(folder, tree)
     roles = {role: names.get(token) for role, token in pretrained.declared(config, {}).items()}
     ids: dict[str, Any] = {f"{role}_id": roles.get(role) for role in ("eos", "bos", "pad", "cls", "sep")}
     as_token = special_in_text == "token"
-    path = folder / "tokenizer.json"
-    if backend == SLOW or not path.exists():
-        slow = SlowCore(folder, as_token)
-        special = tuple(sorted(slow.tokenizer.all_special_tokens))
-        unk = slow.tokenizer.unk_token_id
-        return Tokenizer(folder, _vocab(names), slow, None, slow.frame(config), special, special_in_text, unk_id=unk, **ids)
-    data = path.read_bytes()
-    tree = backends.parse(data)
+    if slow:
+        python = SlowCore(folder, as_token)
+        special = tuple(sorted(python.tokenizer.all_special_tokens))
+        unk = python.tokenizer.unk_token_id
+        return Tokenizer(folder, _vocab(names), python, None, python.frame(config), special, special_in_text, unk_id=unk, **ids)
     special = tuple(token["content"] for token in tree["added_tokens"] if token["special"] and token["content"])
     core = backends.open_core(backend, data, as_token)
     unknown = _unknown(tree["model"], names)
@@ -181,6 +181,14 @@ def read(folder: Path, backend: str, special_in_text: str) -> Tokenizer:
         leaking=frozenset() if as_token else _leaks(core, special, names, unknown),
         **ids,
     )
+
+
+def _names(folder: Path, tree: dict[str, Any]) -> dict[str, int]:
+    """Token -> ID: what vocabulary.json holds, which is in the tree of most tokenizer.json too, and that is read already."""
+    if isinstance(listed := tree.get("model", {}).get("vocab"), dict):
+        return listed | {token["content"]: token["id"] for token in tree["added_tokens"]}
+    vocabulary = folder / "vocabulary.json"  # which in a finished dataset lies one folder above
+    return _json(vocabulary if vocabulary.exists() else folder.parent / vocabulary.name)
 
 
 def _json(path: Path) -> dict[str, Any]:

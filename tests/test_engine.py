@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import engine
+from pipeline import engine, workers
 from pipeline.config import Engine
 from pipeline.errors import InputError, Interrupted, PipelineError, ResourceError
 
@@ -170,8 +170,8 @@ def test_a_result_that_cannot_be_pickled_is_an_error() -> None:
 def test_the_item_of_a_dead_worker_is_tried_once_more(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine, "PATIENCE", 1.0)
-    monkeypatch.setattr(engine, "LOOK", 0.1)
+    monkeypatch.setattr(workers, "PATIENCE", 1.0)
+    monkeypatch.setattr(workers, "LOOK", 0.1)
     items = [(number, how, str(tmp_path / "mark")) for number in range(6)]
     assert list(engine.run(Engine("processes", 2), die, items)) == list(range(6))
     (message,) = caplog.messages
@@ -209,8 +209,8 @@ def test_what_is_tried_once_more_is_computed_alone(tmp_path: Path) -> None:
 )
 @pytest.mark.row("A23", "A24")
 def test_an_item_that_ends_two_workers_is_named(how: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "PATIENCE", 1.0)
-    monkeypatch.setattr(engine, "LOOK", 0.1)
+    monkeypatch.setattr(workers, "PATIENCE", 1.0)
+    monkeypatch.setattr(workers, "LOOK", 0.1)
     items = [(number, how, "/nowhere/mark") for number in range(6)]
     with pytest.raises(ResourceError, match=r"twice computing \(3, .*used [\d,]+ MB\. Lower engine\.workers=") as caught:
         list(engine.run(Engine("processes", 2), die, items))
@@ -226,8 +226,8 @@ def busy(seconds: float) -> float:
 
 
 def test_a_worker_that_computes_long_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "PATIENCE", 0.5)
-    monkeypatch.setattr(engine, "LOOK", 0.05)
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    monkeypatch.setattr(workers, "LOOK", 0.05)
     assert list(engine.run(Engine("processes", 1), busy, [2.0])) == [2.0]
 
 
