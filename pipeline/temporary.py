@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import time
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline.files import digest
@@ -31,7 +32,13 @@ def _process_start(pid: int) -> str:
 
 def run_name(nth: int) -> str:
     """The name of the folder of the calling process's run `nth`: machine, process, and when that started."""
-    return f"{_host()}~{os.getpid()}~{_process_start(os.getpid())}~{nth}"
+    return f"{_owner(os.getpid())}~{nth}"
+
+
+@lru_cache(maxsize=1)
+def _owner(pid: int) -> str:
+    """What the names of all runs of the calling process begin with."""
+    return f"{_host()}~{pid}~{_process_start(pid)}"
 
 
 def alive(run: Path) -> bool:

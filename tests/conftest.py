@@ -12,6 +12,7 @@ from pipeline import config as configs
 from pipeline.cache import Cache
 
 ROOT = Path(__file__).resolve().parents[1]
+EVERYTHING = bool(os.environ.get("EVERYTHING"))  # `EVERYTHING=1 make test-all` tries all of what else is a sample
 
 
 @pytest.fixture(scope="session")

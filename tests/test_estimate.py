@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from conftest import composed
+from conftest import EVERYTHING, composed
 from pipeline import cli, counting, estimate, sample
 from pipeline.cache import Cache
 from pipeline.config import Config
@@ -228,6 +228,7 @@ def test_a_sweep_of_plans_says_each_and_a_wrong_value_is_an_error_of_the_configu
 @pytest.mark.slow
 @pytest.mark.parametrize("corpus", ["bench-200mb.parquet"])
 def test_of_200_mb_95_of_100_seeds_are_within_2_percent_from_8_mb_and_the_disk_within_5(at, assets, corpus):
+    seeds = 100 if EVERYTHING else 20
     config = composed(
         "corpus=parquet", f"corpus.paths=[{assets}/corpora/{corpus}]", "tokenizer=gpt2", "window.context_length=1024", "embedding=none"
     )  # fmt: skip
@@ -235,7 +236,7 @@ def test_of_200_mb_95_of_100_seeds_are_within_2_percent_from_8_mb_and_the_disk_w
     look = estimate.Look(config, Cache(at / "data/cache", "none"), at / "scratch")
     ready = look.known_tokenizer()
     guesses, most = [], 0
-    for seed in range(100):
+    for seed in range(seeds):
         counting.draw(look.inputs, seed)
         most = max(most, counting.count(config, ready, look.inputs, at / "scratch").sampled)
         guesses.append(look.inputs[0].counts.ids)
@@ -244,5 +245,5 @@ def test_of_200_mb_95_of_100_seeds_are_within_2_percent_from_8_mb_and_the_disk_w
     near = sum(abs(guess.value / truth - 1) <= 0.02 for guess in guesses)
     held = sum(guess.low <= truth <= guess.high for guess in guesses)
     disk = said.disk.value / sum(stage.bytes for stage in made.stages) - 1
-    print(f"{near} of 100 within 2 %, {held} of 100 ranges hold the truth, {most:,} bytes at most, disk {disk:+.2%}")
-    assert near >= 95 and held >= 90 and most <= 8_000_000 and abs(disk) < 0.05
+    print(f"of {seeds} {near} within 2 %, {held} ranges hold the truth, {most:,} bytes at most, disk {disk:+.2%}")
+    assert near >= 0.95 * seeds and held >= 0.9 * seeds and most <= 8_000_000 and abs(disk) < 0.05

@@ -14,7 +14,7 @@ from formats import COMPRESSIONS, FORMATS, tarred, zipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import composed
+from conftest import EVERYTHING, composed
 from pipeline import corpus, json_records, plan
 from pipeline.arrow import read_batches
 from pipeline.cache import Cache
@@ -319,10 +319,10 @@ def test_twenty_megabytes_in_every_format_and_compression_give_identical_ids(ass
     rows = pq.read_table(assets / "corpora" / "bench-20mb.parquet", columns=["text"])["text"].to_pylist()
     path, first = tmp_path / "in", None
     more = ("tokenizer=gpt2", "window.context_length=1024")
-    for form, write in FORMATS.items():
-        data = write(rows)
-        for name, compress in COMPRESSIONS.items():
-            path.write_bytes(compress(data))
+    for number, (form, write) in enumerate(FORMATS.items()):
+        data, one = write(rows), [*COMPRESSIONS][number % len(COMPRESSIONS)]
+        for name in COMPRESSIONS if EVERYTHING or form == "jsonl" else [one]:
+            path.write_bytes(COMPRESSIONS[name](data))
             found = prepared(form.split()[0], path, *more)
             first = first or found
             assert found == first, (form, name)

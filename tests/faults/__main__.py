@@ -62,7 +62,7 @@ def _all(options: argparse.Namespace, base: Path) -> int:
             continue
         started = time.monotonic()
         total = points.count(group, templates, base / "count", faults)
-        numbers = points.spread(total, 6 if options.quick else None)
+        numbers = points.spread(total, 4 if options.quick else None)
         wrong = _shared(options.jobs, group, numbers, templates, base)
         for number, problems in sorted(wrong.items()):
             print(f"  point {number}: " + "\n    ".join(problems), flush=True)

@@ -26,7 +26,7 @@ TIMEOUT = 60  # seconds until a run counts as hanging
 TEXTS = {"a.txt": "the ferry was late\n" * 40, "b.txt": "because of fog, 你好\n" * 30, "c.txt": "Gisburn\ncéu 🙂\n" * 12}
 SMALL = (
     "corpus=text", "corpus.paths=[texts]", "corpus.document=line", "corpus.shard_bytes=700", "name=small",
-    "tokenizer=bytes", "tokenizer.backend=hf", "window.context_length=16", "embedding.embedding_dim=2",
+    "tokenizer=bytes", "tokenizer.backend=hf", "window.context_length=16", "embedding.embedding_dim=2", "output.report=false",
 )  # fmt: skip
 ENGINES = {"serial": ("engine=serial",), "threads": ("engine=threads", "engine.workers=2")}
 

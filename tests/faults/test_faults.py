@@ -19,7 +19,7 @@ def test_a_sample_of_all_faults_is_survived():
     done = subprocess.run([sys.executable, "-m", "tests.faults", "--quick"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
     tried = done.stdout.splitlines()[-1].split()
-    assert tried[0] == tried[2] and int(tried[0]) > 700
+    assert tried[0] == tried[2] and int(tried[0]) > 500
 
 
 @pytest.mark.slow
