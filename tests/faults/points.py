@@ -17,7 +17,8 @@ SETTINGS = {  # scenarios of other settings, which begin with nothing
     "split": ("split.by=files", "split.validation_files=[a.txt]", "split.shuffle=documents", "embedding=none"),
     "trained": ("tokenizer.kind=words", "window.mode=document", "window.truncate=true", "vocabulary.append_eos=false"),
 }
-PAGE = ("output.report=true",)  # of a dataset that is there already, but for its page
+PAGED = {"page": (), "pages": SETTINGS["split"]}  # datasets that are there but for their pages
+PAGE = "output.report=true"
 BEHIND = ("window.stride=8", "embedding.seed=1")  # settings of an older dataset in the same place
 
 
@@ -26,7 +27,7 @@ class Group:
     """Which calls, and what happens at each."""
 
     name: str
-    scenario: str  # what lies there before: fresh | replace | heal | page; or one of SETTINGS
+    scenario: str  # what lies there before: fresh | replace | heal; or one of SETTINGS, or of PAGED
     engine: str
     mask: int
     action: int
@@ -45,13 +46,13 @@ def groups() -> list[Group]:
             made.append(Group(f"{name}, {scenario}", scenario, "", mask, action, value, **more))
 
     add("SIGKILL before any change", "fresh replace heal", shim.CHANGING, shim.SIGNAL, signal.SIGKILL)
-    add("SIGKILL before any change", " ".join(["page", *SETTINGS]), shim.CHANGING, shim.SIGNAL, signal.SIGKILL)
+    add("SIGKILL before any change", " ".join([*PAGED, *SETTINGS]), shim.CHANGING, shim.SIGNAL, signal.SIGKILL)
     add("SIGKILL in the middle of any write", "fresh", shim.WRITE, shim.TORN)
-    add("SIGINT at any change", "fresh page", shim.CHANGING, shim.SIGNAL, signal.SIGINT)
+    add("SIGINT at any change", " ".join(["fresh", *PAGED]), shim.CHANGING, shim.SIGNAL, signal.SIGINT)
     add("SIGTERM at any change", "fresh", shim.CHANGING, shim.SIGNAL, signal.SIGTERM)
     add("ENOSPC once", "fresh replace", shim.STORING, shim.FAIL, errno.ENOSPC)
     add("EDQUOT once", "fresh replace", shim.STORING, shim.FAIL, errno.EDQUOT)
-    add("EIO once", " ".join(["fresh replace page", *SETTINGS]), shim.CHANGING, shim.FAIL, errno.EIO)
+    add("EIO once", " ".join(["fresh replace", *PAGED, *SETTINGS]), shim.CHANGING, shim.FAIL, errno.EIO)
     add("ENOSPC from there on", "fresh", shim.STORING, shim.FAIL, errno.ENOSPC, forever=True)
     add("EIO from there on", "replace", shim.CHANGING, shim.FAIL, errno.EIO, forever=True)
     add("EIO at any read", "fresh replace", shim.READING, shim.FAIL, errno.EIO)
@@ -71,13 +72,11 @@ class Templates:
     def __init__(self, base: Path) -> None:
         self.base = base / "templates"
         self.configs = {name: runs.composed(*overrides) for name, overrides in ENGINES.items()}
-        runs.warm(self.base / "whole", runs.composed("engine=serial", *PAGE))
+        runs.warm(self.base / "whole", runs.composed("engine=serial", PAGE))
         runs.seed(self.base / "fresh")
         self._make("replace", runs.composed("engine=serial", *BEHIND))
         (self.base / "replace" / DATASET / "notes.txt").write_text(NOTES)
         shutil.copytree(self.base / "whole", self.base / "heal")
-        shutil.copytree(self.base / "whole", self.base / "page")
-        (self.base / "page" / DATASET / "report.html").unlink()
         victims = [
             next((self.base / "heal" / CACHE).glob(f"{stage}/*/00000000.arrow")) for stage in ("tokenize", "encode", "window")
         ]
@@ -86,13 +85,16 @@ class Templates:
             data[len(data) // 2] ^= 1
             path.chmod(0o644)
             path.write_bytes(data)
-        self.expected = dict.fromkeys(("fresh", "heal", "page"), runs.digests(self.base / "whole" / DATASET))
+        self.expected = dict.fromkeys(("fresh", "heal"), runs.digests(self.base / "whole" / DATASET))
         self.expected["replace"] = self.expected["fresh"] | {"notes.txt": hashlib.sha256(NOTES.encode()).hexdigest()}
         for name, settings in SETTINGS.items():
             config = runs.composed("engine=serial", *settings)
             self._make(name, config)
             self.expected[name] = runs.digests(self.base / name / DATASET)
             runs.clone(self.base / "fresh", self.base / name)
+        for name, settings in PAGED.items():
+            self._make(name, runs.composed("engine=serial", *settings))
+            self.expected[name] = runs.digests(self.base / name / DATASET)
         again = self.base / "again"
         runs.clone(self.base / "fresh", again)
         ended = runs.run(again, self.configs["threads"])
@@ -101,7 +103,9 @@ class Templates:
 
     def config(self, group: Group) -> Any:
         """What Hydra composes for a run of the group."""
-        settings = PAGE if group.scenario == "page" else SETTINGS.get(group.scenario, ())
+        settings = SETTINGS.get(group.scenario, ())
+        if group.scenario in PAGED:
+            settings = (PAGE, *PAGED[group.scenario])
         return runs.composed(*ENGINES[group.engine], *settings) if settings else self.configs[group.engine]
 
     def _make(self, name: str, config: Any) -> None:
@@ -149,8 +153,9 @@ def tried(group: Group, number: int, templates: Templates, at: Path, faults: Shi
         wrong.append(f"the next run ended with {again.code}: {again.err.strip()}")
     elif runs.digests(at / DATASET) != templates.expected[group.scenario]:
         wrong.append("other bytes than those of an undisturbed run")
-    elif group.scenario == "page" and not (at / DATASET / "report.html").is_file():
-        wrong.append("no page after the next run")
+    elif group.scenario in PAGED:
+        made = [path.parent for path in (at / DATASET).rglob("manifest.json")]
+        wrong += [f"no page in {folder.name} after the next run" for folder in made if not (folder / "report.html").is_file()]
     if "Traceback" in again.err:
         wrong.append(f"the next run said {again.err}")
     lost = finished.items() - runs.promised(at).items()
