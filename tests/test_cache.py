@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import cache as caches
+from pipeline import temporary
 from pipeline.cache import Cache, Entry, why
 from pipeline.errors import IntegrityError, Interrupted, PipelineError, ResourceError, from_os_error
 from pipeline.files import digest, hash_file, require_space, seal, stat_of, unseal
@@ -1186,6 +1187,7 @@ def test_importing_the_cache_imports_nothing_heavy() -> None:
 
 def test_processes_of_the_same_number_on_two_machines_do_not_write_to_one_temporary_file(cache, monkeypatch):
     monkeypatch.setattr("pipeline.cache._serial", itertools.repeat(0))
+    monkeypatch.setattr("pipeline.temporary._owner", temporary._owner.__wrapped__)  # each time anew
     entry = cache.entry("load", {})
     with entry.write("0.arrow") as ours:
         ours.write(b"same")
