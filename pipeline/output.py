@@ -367,8 +367,11 @@ def _exchange(new: Path, old: Path) -> None:
     for last in (False,) * 100 + (True,):
         if renameat2 and renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
             return
+        missing = renameat2 is not None and ctypes.get_errno() == errno.ENOENT  # nothing was there, else they were exchanged
         try:
             if os.path.lexists(old):
+                if missing and not last:
+                    continue  # it has come this moment: taken aside it would be away for another
                 shutil.rmtree(aside.parent, ignore_errors=True)
                 aside.parent.mkdir()
                 os.rename(old, aside)
