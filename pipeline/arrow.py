@@ -23,7 +23,7 @@ def numbers(values: np.ndarray) -> pa.Array:
 
 
 def call(kernel: str, *arguments: pa.Array) -> Any:
-    """What a kernel of Arrow's gives. To import `pyarrow.compute`, which makes a Python function for each, takes 0.04 s."""
+    """What a kernel of Arrow's gives. To import `pyarrow.compute`, which makes a Python function for each, takes 0.06 s."""
     try:
         from pyarrow._compute import call_function
     except ImportError:

@@ -100,7 +100,7 @@ def exit_code(arguments: list[str]) -> int:
             traceback.print_exception(error)
         return complain(said)
     finally:  # whoever called us, and the processes that they start, asked for no tracebacks
-        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ.pop("HYDRA_FULL_ERROR", None)
         if given is not None:
             os.environ["HYDRA_FULL_ERROR"] = given
 

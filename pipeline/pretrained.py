@@ -174,11 +174,16 @@ def fast_files(t: Settings, data: bytes, config: Json, special_map: Json, place:
     return {FAST[0]: data, FAST[1]: config_file(config, roles), "vocabulary.json": vocabulary_file(vocab)}
 
 
+def listed(tree: Json) -> dict[str, int] | None:
+    """Token -> ID as a tokenizer.json lists them, added tokens included; None where its model lists them otherwise."""
+    vocab = tree["model"]["vocab"]
+    return vocab | {token["content"]: token["id"] for token in tree["added_tokens"]} if isinstance(vocab, dict) else None
+
+
 def _vocab(tree: Json, data: bytes) -> dict[str, int]:
     """Token -> ID, added tokens included."""
-    listed = tree["model"]["vocab"]
-    if isinstance(listed, dict):
-        return listed | {token["content"]: token["id"] for token in tree["added_tokens"]}
+    if (names := listed(tree)) is not None:
+        return names
     from tokenizers import Tokenizer
 
     return dict(Tokenizer.from_buffer(data).get_vocab(with_added_tokens=True))

@@ -184,9 +184,9 @@ def read(folder: Path, backend: str, special_in_text: str) -> Tokenizer:
 
 
 def _names(folder: Path, tree: dict[str, Any]) -> dict[str, int]:
-    """Token -> ID: what vocabulary.json holds, which is in the tree of most tokenizer.json too, and that is read already."""
-    if isinstance(listed := tree.get("model", {}).get("vocab"), dict):
-        return listed | {token["content"]: token["id"] for token in tree["added_tokens"]}
+    """Token -> ID: what vocabulary.json holds, and most of the tokenizer.json that were read already."""
+    if tree and (names := pretrained.listed(tree)) is not None:
+        return names
     vocabulary = folder / "vocabulary.json"  # which in a finished dataset lies one folder above
     return _json(vocabulary if vocabulary.exists() else folder.parent / vocabulary.name)
 

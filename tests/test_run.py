@@ -1,5 +1,6 @@
 """The whole line: what comes out, what is cached, and that nothing but the input and the settings decides a byte."""
 
+import ctypes
 import hashlib
 import json
 import os
@@ -503,3 +504,18 @@ def test_a_fast_tokenizer_that_differs_on_this_corpus_is_never_served(at, monkey
 def test_names_of_shards_sort_as_their_numbers_do():
     names = [phase.file_name(index) for index in (0, 9, 10, 99_999, 100_000, 12_345_678)]
     assert names == sorted(names)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "renameat2"), reason="needs a libc that can exchange two names")
+def test_of_two_first_datasets_at_once_neither_is_away_for_a_moment(at, monkeypatch):
+    new, old, exists = at / "workshop/new/x", at / "x", os.path.lexists
+    (new / "ours").mkdir(parents=True)
+
+    def another_comes(path):
+        (old / "theirs").mkdir(parents=True, exist_ok=True)
+        return exists(path)
+
+    monkeypatch.setattr("os.path.lexists", another_comes)
+    monkeypatch.setattr("os.rename", lambda *_: pytest.fail("one was taken aside"))
+    output._exchange(new, old)
+    assert (old / "ours").is_dir() and (new / "theirs").is_dir()
