@@ -1,10 +1,18 @@
 """Mutated inputs end with an exit code that says why; `python -m tests.fuzz` does it at length."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from fuzz import fuzz
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("first", [0, pytest.param(100, marks=pytest.mark.slow)])
 def test_mutated_inputs_end_with_an_exit_code_that_says_why(first: int) -> None:
-    codes, wrong = fuzz(first, 2000 if first else 100, processes=4 if first else 0)
-    assert not wrong and codes[0] and codes[3]
+    count, processes = (2000, 4) if first else (100, 0)
+    given = ["--first", str(first), "--count", str(count), "--processes", str(processes)]
+    done = subprocess.run([sys.executable, "-m", "tests.fuzz", *given], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{count} cases" in done.stdout and " ended with 0" in done.stdout and " ended with 3" in done.stdout, done.stdout
