@@ -318,10 +318,11 @@ def _not_gigatoken(spec: dict[str, Any]) -> str | None:
     letters = byte_letters()
     if missing := [letter for letter in letters if letter not in model["vocab"]]:
         return f"{len(missing)} of 256 bytes are missing in its vocabulary"
-    merged = {merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in model["merges"]}
+    merges = {merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]}
     for token in spec["added_tokens"]:
         spelled = "".join(letters[byte] for byte in token["content"].encode())
-        if token["single_word"] or len(spelled) == 1 or spelled in merged or BPE_SEPARATOR in token["content"]:
+        merged = any(f"{spelled[:at]} {spelled[at:]}" in merges for at in range(1, len(spelled)))
+        if token["single_word"] or len(spelled) == 1 or merged or BPE_SEPARATOR in token["content"]:
             return f"its added token {token['content']!r} is matched as a single word, or is also what text gives by itself"
     return None
 

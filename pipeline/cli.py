@@ -77,6 +77,7 @@ def main() -> None:
         print(f"pipeline {__version__}")
     else:
         console.setup()
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads spin for 0.1 s each, and nothing here needs them
         gc.set_threshold(500_000)  # composing and opening a tokenizer make many objects and hardly any garbage
         try:
             sys.exit(exit_code(arguments))
