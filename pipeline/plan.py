@@ -38,7 +38,7 @@ from pipeline.files import Stat, digest, hash_file, open_regular
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of what a note remembers
+VERSION = 3  # of what a note remembers
 LINE = re.compile(rb"\n")
 BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 READ = 1 << 16  # bytes looked at in one go for a border
@@ -355,7 +355,9 @@ def open_parquet(file: places.File, path: str, corpus: Corpus, dictionaries: Seq
 
 
 def _row_ranges(path: str, corpus: Corpus, sha: str) -> list[Range]:
-    """Ranges of rows, each of about `corpus.shard_bytes` of text: whole row groups, or up to SPLITS of a large one.
+    """Ranges of rows, each of at least about `corpus.shard_bytes` of text: whole row groups, or up to SPLITS of a large one.
+
+    A piece costs the decoding of all rows before it, so a row group is cut into pieces of half as much again, or more.
 
     Nothing is known of the rows of a compressed file: its range is that of its bytes.
     """
@@ -377,7 +379,7 @@ def _row_ranges(path: str, corpus: Corpus, sha: str) -> list[Range]:
             if size and size + weight > corpus.shard_bytes * 5 // 4:
                 ranges.append((start, end, size, sha, ""))
                 start, size = end, 0
-            pieces = max(1, min(SPLITS, weight // corpus.shard_bytes, group.num_rows))
+            pieces = max(1, min(SPLITS, 2 * weight // (3 * corpus.shard_bytes), group.num_rows))
             for nth in range(1, pieces):
                 cut = end + group.num_rows * nth // pieces
                 ranges.append((start, cut, weight // pieces, sha, ""))
