@@ -542,24 +542,27 @@ def test_a_kill_that_left_receipts_beside_the_manifest_does_not_double_the_warni
     require_whole(entry)
 
 
-def test_a_file_that_another_run_mends_meanwhile_is_not_set_aside(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["cut in half", "extended"])  # the mended one is larger, or smaller
+def test_a_file_that_another_run_mends_meanwhile_is_not_set_aside(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     entry = cache.entry("ids", IDENTITY)
     make(entry)
     path = entry.path("00001.arrow")
-    DAMAGE["cut in half"](path)
+    DAMAGE[kind](path)
     caches._verified.clear()
     real = caches.hash_file
 
     def mended_after(handle: int) -> tuple[int, str]:
         found = real(handle)
-        if found[0] == 500:
-            path.unlink()
-            path.write_bytes(SHARDS["00001.arrow"])
+        if found[0] == len(path.read_bytes()) != len(SHARDS["00001.arrow"]):
+            path.write_bytes(SHARDS["00001.arrow"])  # in place: the inode stays
         return found
 
     monkeypatch.setattr(caches, "hash_file", mended_after)
     assert entry.verified() is None
     assert path.read_bytes() == SHARDS["00001.arrow"]
+    assert [p.name.split("-")[2] for p in (cache.root / "quarantine").iterdir()] == ["manifest.json"]
 
 
 @pytest.mark.row("A7")
@@ -594,14 +597,64 @@ def test_a_damaged_file_keeps_its_name_beside_a_copy_in_quarantine_and_a_manifes
     assert aside.keys() == {name, "manifest.json"} and aside[name].read_bytes() == b"hole"
 
 
-def test_a_file_that_another_run_replaces_at_once_is_not_taken_for_ours(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [2000, 10])
+def test_a_file_is_known_from_its_writing_until_it_changes(cache: Cache, size: int) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    assert not entry.known("00001.arrow")
+    make(entry)
+    assert entry.known("00001.arrow") and not entry.known("00009.arrow")
+    damaged(entry.path("00001.arrow"), b"x" * size)
+    assert not entry.known("00001.arrow") and entry.known("00000.arrow")
+    make(entry)
+    caches._verified.clear()
+    assert not entry.known("00001.arrow")
+
+
+def test_a_small_file_is_sent_to_the_store_and_brought_from_there(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    one, two = (Cache.open(tmp_path / name, url) for name in ("one", "two"))
+    note = one.root / "sources" / "note.txt"
+    two.bring(two.root / "sources" / "note.txt")
+    assert not two.root.joinpath("sources").exists()
+    note.parent.mkdir(parents=True)
+    note.write_text("of all")
+    one.send(note)
+    two.bring(two.root / "sources" / "note.txt")
+    assert (two.root / "sources" / "note.txt").read_text() == "of all"
+    note.write_text("mine")
+    one.bring(note)
+    assert note.read_text() == "mine" and list(two.tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize(("bound", "shared"), [(2000, True), (2001, False), (2002, False)])
+def test_only_a_large_entry_is_hashed_by_all_together(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, bound: int, shared: bool
+) -> None:
+    monkeypatch.setattr(caches, "LONG", bound)
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)  # 2,001 bytes
+    asked = []
+
+    def together(task: str, function: Callable[[Any], bool], files: list[Any]) -> list[bool]:
+        asked.append(task)
+        return [function(file) for file in files]
+
+    assert entry.verified(1, together) == entry.manifest()
+    assert bool(asked) == shared
+
+
+@pytest.mark.parametrize("other", [b"w", b"wrong", b"wrong and longer"])
+def test_a_file_that_another_run_replaces_at_once_is_not_taken_for_ours(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, other: bytes
+) -> None:
     entry = cache.entry("ids", IDENTITY)
     real = os.replace
 
     def replace(old: Path, new: Path) -> None:
         real(old, new)
         if Path(new).suffix == ".arrow":
-            damaged(Path(new), b"wrong")
+            os.chmod(new, 0o644)
+            Path(new).write_bytes(other)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from conftest import composed
-from pipeline import config, diff, output, trace, window
+from pipeline import diff, output, trace
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.run import run
 
@@ -291,21 +291,3 @@ def test_a_step_of_training_leads_to_the_rows_that_the_loader_gives(at):
             assert np.array_equal(batch["input_ids"].numpy(), [dataset.row(row)["input_ids"] for row in rows])
         with pytest.raises(ConfigError, match=f"steps 0 to {step}"):
             trace.rows_of_step(dataset.folder, step + 1, **options)
-
-
-@given(st.data())
-def test_rows_at_is_the_inverse_of_position(data):
-    w = config.Window(
-        mode=data.draw(st.sampled_from(["sliding", "prefix", "document"])),
-        context_length=data.draw(st.integers(1, 6)),
-        stride=data.draw(st.integers(1, 8)),
-        tail=data.draw(st.sampled_from(["drop", "pad"])),
-        cross_documents=data.draw(st.booleans()),
-        allow_gaps=True,
-    )
-    lengths = np.array(data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=5)))
-    cut = np.array([lengths.sum()]) if window.crosses(w) else lengths
-    spans = [window.position(w, lengths, row) for row in range(int(window._row_counts(w, cut).sum()))]
-    first = data.draw(st.integers(0, int(lengths.sum()) - 1))
-    stop = data.draw(st.integers(first + 1, int(lengths.sum())))
-    assert list(window.rows_at(w, lengths, first, stop)) == [r for r, (a, b) in enumerate(spans) if a < stop and first < b]

@@ -195,6 +195,24 @@ def test_the_position_of_a_row_is_where_the_reference_took_it_from(mode: str, le
                 assert window.position(w, np.array(lengths), number) == (min(held), max(held) + 1)
 
 
+@given(st.data())
+def test_rows_at_is_the_inverse_of_position(data):
+    w = Window(
+        mode=data.draw(st.sampled_from(["sliding", "prefix", "document"])),
+        context_length=data.draw(st.integers(1, 6)),
+        stride=data.draw(st.integers(1, 8)),
+        tail=data.draw(st.sampled_from(["drop", "pad"])),
+        cross_documents=data.draw(st.booleans()),
+        allow_gaps=True,
+    )
+    lengths = np.array(data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=5)))
+    cut = np.array([lengths.sum()]) if window.crosses(w) else lengths
+    spans = [window.position(w, lengths, row) for row in range(int(window._row_counts(w, cut).sum()))]
+    first = data.draw(st.integers(0, int(lengths.sum()) - 1))
+    stop = data.draw(st.integers(first + 1, int(lengths.sum())))
+    assert list(window.rows_at(w, lengths, first, stop)) == [r for r, (a, b) in enumerate(spans) if a < stop and first < b]
+
+
 @pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize("tail", ["drop", "pad"])
 @pytest.mark.parametrize("lengths", [[6, 5, 1, 0, 9], [3, 3, 3, 3], [0, 0, 8], [2, 12], [1, 1], [5, 5]])
