@@ -1122,6 +1122,22 @@ def test_a_long_value_is_shortened_at_forty_characters() -> None:
     assert [caches.shortened("x" * n) for n in (38, 39)] == [f'"{"x" * 38}"', f'"{"x" * 36}…']
 
 
+def test_verify_names_a_receipt_that_cannot_be_read_and_goes_on(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, real = cache.entry("ids", IDENTITY), caches.unseal
+    for name, data in SHARDS.items():
+        with entry.write(name) as file:
+            file.write(data)
+
+    def unreadable(path: Path, **options: Any) -> Any:
+        if path.name == ".00000.arrow.receipt":
+            raise ResourceError("the disk is ill")
+        return real(path, **options)
+
+    monkeypatch.setattr(caches, "unseal", unreadable)
+    found = {path.name: problem for path, problem in cache.verify()}
+    assert found == {".00000.arrow.receipt": "the disk is ill", "00001.arrow": None}
+
+
 def test_why_looks_at_the_sixteen_entries_used_last(cache: Cache) -> None:
     for number in range(17):
         stored(cache, number, age=number)  # 0 is the newest
@@ -1180,14 +1196,18 @@ def test_why_follows_a_changed_key_upstream_to_the_field_that_changed_it(cache: 
     def line(size: int) -> list[Entry]:
         tokenizer = cache.entry("tokenizer", {"vocab_size": size})
         ids = cache.entry("ids", {"dtype": "auto", "upstream": {"tokenizer": tokenizer.key}})
-        return [tokenizer, ids, cache.entry("window", {"stride": 1, "upstream": {"ids": ids.key, "tokenizer": tokenizer.key}})]
+        window = cache.entry("window", {"stride": 1, "upstream": {"ids": ids.key, "tokenizer": tokenizer.key}})
+        return [tokenizer, ids, window, cache.entry("embed", {"upstream": {"window": window.key}})]
 
     for entry in line(512):
         entry.finish([], [])
     new = line(1024)
-    assert why(new[2], {entry.key: entry for entry in new}) == ["tokenizer: vocab_size 512 → 1024"]
-    old_key, new_key = line(512)[0].key, new[0].key
+    known = {entry.key: entry for entry in new}
+    assert why(new[3], known) == why(new[2], known) == ["tokenizer: vocab_size 512 → 1024"]
+    old, old_key, new_key = line(512)[0], line(512)[0].key, new[0].key
     assert why(new[1]) == [f"upstream.tokenizer {old_key[:8]}… → {new_key[:8]}…"]
+    (old.folder / "manifest.json").unlink()  # what it was made with is no longer known
+    assert why(new[1], known) == [f"upstream.tokenizer {old_key[:8]}… → {new_key[:8]}…"]
 
 
 # -- the disk and its errors ------------------------------------------------------------------------------
