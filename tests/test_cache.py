@@ -1138,6 +1138,22 @@ def test_verify_names_a_receipt_that_cannot_be_read_and_goes_on(cache: Cache, mo
     assert found == {".00000.arrow.receipt": "the disk is ill", "00001.arrow": None}
 
 
+def test_verify_names_a_file_that_cannot_be_read_and_goes_on(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, real = cache.entry("ids", IDENTITY), caches.hash_file
+    make(entry)
+
+    def ill(handle: int) -> tuple[int, str]:
+        size, sha = real(handle)
+        if size == len(SHARDS["00000.arrow"]):
+            raise OSError(errno.EIO, "Input/output error")
+        return size, sha
+
+    monkeypatch.setattr(caches, "hash_file", ill)
+    problems = {path.name: problem for path, problem in cache.verify()}
+    assert "Input/output error" in str(problems.pop("00000.arrow"))
+    assert problems == {"manifest.json": None, "00001.arrow": None}
+
+
 def test_why_looks_at_the_sixteen_entries_used_last(cache: Cache) -> None:
     for number in range(17):
         stored(cache, number, age=number)  # 0 is the newest
