@@ -626,6 +626,12 @@ def test_a_small_file_is_sent_to_the_store_and_brought_from_there(tmp_path: Path
     assert note.read_text() == "mine" and list(two.tmp.iterdir()) == []
 
 
+def test_at_most_the_scratch_must_find_room_where_it_is_bounded(tmp_path: Path) -> None:
+    assert Cache.open(tmp_path / "one").held(100) == 100
+    bounded = Cache.open(tmp_path / "two", f"file://{tmp_path}/store", 40)
+    assert (bounded.held(100), bounded.held(30)) == (40, 30)
+
+
 @pytest.mark.parametrize(("bound", "shared"), [(2000, True), (2001, False), (2002, False)])
 def test_only_a_large_entry_is_hashed_by_all_together(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, bound: int, shared: bool
