@@ -255,6 +255,17 @@ def test_the_tools_list_verify_and_tidy_a_cache_in_a_store(
     assert young.receipt("00000000.arrow") is not None
 
 
+def test_a_folder_that_is_asked_for_whole_has_every_file(at: Path, store: Store) -> None:
+    made = whole(scratch(store, "one"), "00000.arrow", "00001.arrow")
+    entry = scratch(store, "two").entry(made.stage, made.identity)
+    folder = entry.here()
+    assert folder == entry.folder
+    assert {path.name: path.read_bytes() for path in folder.glob("0*")} == {
+        path.name: path.read_bytes() for path in made.folder.glob("0*")
+    }
+    assert len(list(folder.glob("0*"))) == 2
+
+
 # -- a bucket ---------------------------------------------------------------------------------------------
 
 
