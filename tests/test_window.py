@@ -144,6 +144,9 @@ def agrees(w: Window, documents: list[list[int]], stream: Stream, frame: Any = N
     assert plan.ledger == naive_ledger(w, documents, frame)
     assert all(type(count) is int for count in plan.ledger.values())
     window.check_ledger(w.mode, plan.ledger)
+    lost = sum(plan.ledger.get(name, 0) for name in ("tail", "gap", "truncated"))
+    foretold = window.expect(w, stream.dtype, plan.frame, np.array([*map(len, documents)]))
+    assert foretold == (plan.rows, plan.ledger["slots"], lost, plan.bytes)
 
 
 @pytest.fixture(params=["small", "usual"])
