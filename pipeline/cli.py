@@ -58,7 +58,7 @@ What came out: pipeline-tools show | trace | why | diff | doctor | cache ls | ca
 
 LIBRARIES = {  # what numpy and Arrow read when they are loaded, here and in worker processes
     "OPENBLAS_NUM_THREADS": "1",  # each of its threads would spin for 0.1 s, and nothing here needs them
-    "MIMALLOC_ALLOW_THP": "0",  # huge pages of which little is used are cleared all the same: 2 % of a run, 9 % with Parquet
+    "MIMALLOC_ALLOW_THP": "0",  # huge pages of which little is used are cleared all the same: 9 % of a run from Parquet
 }
 
 
