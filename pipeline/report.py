@@ -107,13 +107,6 @@ def page(dataset: Finished) -> str:
 # -- the template -----------------------------------------------------------------------------------------------
 
 
-def load() -> None:
-    """Import and compile what a page is made with."""
-    import pygal  # noqa: F401
-
-    _environment().get_template("report.html")
-
-
 def render(template: str, facts: Json) -> str:
     """A page: the template filled with facts, whose strings hold no control characters and no secrets afterwards."""
     style, script = (_text(name) for name in ("page.css", "page.js"))

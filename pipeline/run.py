@@ -139,13 +139,6 @@ def _place(config: configs.Config, job: str | None = None) -> Place:
     return output.Folder(Path(given or Path("outputs") / configs.output_name(config)) / (job or ""))
 
 
-def _load_page() -> None:
-    """Load what a page is made with, which takes as long as making it; beside work that seldom needs Python's lock."""
-    from pipeline import report
-
-    report.load()
-
-
 def _report(place: Place, run: str) -> None:
     """The page about the dataset. It is whole without one, so what goes wrong here is a warning."""
     try:
@@ -182,10 +175,7 @@ def _run(
         choose = selection.wanted(config.selection, config.split)
         chosen = choosing.make_verdicts(line, config, planned, inputs) if choose else None
         ready = found.result() if found else steps.train_tokenizer(line, config, planned, inputs, chosen)
-    with engine.beside() as aside:
-        if config.output.report and not place.has_report():
-            aside(_load_page)
-        encoded = [steps.make_ids(own, ready) for own in inputs]
+    encoded = [steps.make_ids(own, ready) for own in inputs]
     streams = steps.make_streams(line, config, planned, inputs, ready, encoded, chosen)
     branches = [line.branch(ids.split) for ids in streams]
     windows = [steps.make_windows(own, config, planned, ready, ids) for own, ids in zip(branches, streams, strict=True)]

@@ -198,6 +198,7 @@ def test_the_position_of_a_row_is_where_the_reference_took_it_from(mode: str, le
                 assert window.position(w, np.array(lengths), number) == (min(held), max(held) + 1)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_rows_at_is_the_inverse_of_position(data):
     w = Window(
