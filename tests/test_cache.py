@@ -933,9 +933,12 @@ def test_a_lock_keeps_others_waiting_and_leaves_no_file(cache: Cache, caplog: py
     thread = threading.Thread(target=other)
     with cache.lock(entry):
         thread.start()
-        time.sleep(0.2)
+        end = time.monotonic() + 60
+        while not caplog.messages and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.1)
         order.append("first")
-    thread.join(5)
+    thread.join(60)
     assert order == ["first", "other"]
     assert caplog.messages == ["ids: waiting for another run that is computing it"]
     assert list(entry.folder.iterdir()) == []
@@ -1022,7 +1025,7 @@ def test_a_run_that_leases_an_entry_as_gc_takes_it_waits_and_finds_it_gone(
 
     monkeypatch.setattr(os, "rename", slow)
     assert entry.folder in cache.gc(0)
-    late.join(5)
+    late.join(60)
     assert found == [None]
 
 
