@@ -44,6 +44,7 @@ BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 READ = 1 << 16  # bytes looked at in one go for a border
 SPLITS = 4  # at most so many parts from one row group: each decodes the rows before its own, 2.5 times the work in all
 SHARDS = 16  # of a corpus that has no more than 16 times corpus.shard_bytes
+TEXT = 3  # bytes of text in a byte of a Parquet file, about: 1.8 by Snappy, 3.7 by Zstandard
 LEAST = 4 << 20  # bytes of such a shard: less would cost more than it gives
 MOST = 1 << 16  # shards of a corpus, about: beyond 1.1 TB they grow
 HASHED = 16 << 20  # bytes of a Parquet file that are hashed as one, whatever its shards
@@ -225,6 +226,9 @@ def shared_out(corpus: Corpus, files: dict[str, Stat]) -> Corpus:
     than MOST: the plan and every manifest have a bounded length, whatever they are about.
     """
     total = sum(stat[1] for stat in files.values())
+    if total < SHARDS * corpus.shard_bytes:  # then how much text there is decides, not how it is packed
+        endings = {"parquet": ("",), "auto": (".parquet", ".pq")}.get(corpus.format, ())
+        total += sum((TEXT - 1) * stat[1] for path, stat in files.items() if path.lower().endswith(endings))
     return replace(corpus, shard_bytes=max(min(corpus.shard_bytes, max(total // SHARDS, LEAST)), -(-total // MOST)))
 
 

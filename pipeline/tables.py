@@ -4,9 +4,9 @@
 columns. Parquet is read a few MiB at a time. Of an Arrow file, of which no part can be had but a record batch, a batch
 is held; it is checked to the last offset before a value of it is touched, since Arrow itself trusts what it reads.
 
-A dictionary makes of one long value as many as there are rows. So no more rows become strings at once than hold PIECE
-bytes, and where the dictionaries of a Parquet file are so large that a batch of it could be too, it is read with its
-dictionaries as they are:
+A dictionary makes of one long value as many as there are rows. So of Parquet no more rows are decoded at once than would
+take WIDE bytes if each were all of the dictionary; where that is a few short ones, it is read with its dictionaries as
+they are, as Arrow files are, and no more rows of those become strings at once than hold PIECE bytes:
 
     dictionary  "a …"  "b …"          rows, by size     ─┬─▶ strings of at most PIECE bytes
     indices     0 0 1 0 …                               └─▶ …
@@ -33,9 +33,9 @@ from pipeline.plan import open_parquet
 from pipeline.rejects import Rejects
 
 ROWS = 1 << 16  # at most, in one go
-LEAST = 1 << 10  # rows that Arrow decodes of a Parquet file, however few are asked for
+LEAST = 1 << 16  # bytes that a batch of Parquet should have to be worth its while
 PIECE = 16 << 20  # bytes of text that become strings at once, but for a longer row
-WIDE = 5 << 28  # bytes that a batch of Parquet may take where every row is as long as all of its dictionary
+WIDE = 1 << 28  # bytes that a batch of Parquet may take where every row is as long as all of its dictionary
 
 
 def read_parquet(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> Batches:
@@ -55,12 +55,14 @@ def read_parquet(content: Content, corpus: Corpus, counts: Counts, rejects: Reje
     row = int(edges[first])
     names = [".".join(way) for way in ways.values()]
     widest = max((_dictionary_bytes(file, group, names) for group in groups[first:last]), default=0)
-    if LEAST * widest > WIDE:
+    safe = max(1, WIDE // max(widest, 1))
+    if safe < rows and safe * size < LEAST * (end - start):
         parquet = open_parquet(file, content.name, corpus, names)
-    rows = min(rows, max(LEAST, WIDE // max(widest, 1)))
+    else:
+        rows = min(rows, safe)
     grown = 0
     try:
-        for batch in parquet.iter_batches(rows, row_groups=range(first, last), columns=names, use_threads=False):
+        for batch in _joined(parquet.iter_batches(rows, row_groups=range(first, last), columns=names, use_threads=False)):
             here, row = row, row + len(batch)
             low, high = max(start, here), min(end, row)
             if low < high:
@@ -73,6 +75,18 @@ def read_parquet(content: Content, corpus: Corpus, counts: Counts, rejects: Reje
     finally:
         if not content.plain:
             file.close()
+
+
+def _joined(found: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of about the size that a batch of text has, where they come in smaller ones."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in found:
+        waiting.append(batch)
+        if sum(one.nbytes for one in waiting) > batches.BLOCK // 2:
+            yield pa.concat_batches(waiting) if len(waiting) > 1 else batch
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def _dictionary_bytes(file: Any, group: Any, names: list[str]) -> int:
