@@ -257,6 +257,7 @@ def plain(cfg: Any) -> tuple[configs.Config, dict[str, Any]]:
     except OmegaConfBaseException as error:
         raise ConfigError(_hydra_said(error)) from error
     recorded = OmegaConf.to_container(cfg, resolve=False)
+    configs.hide(recorded, OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(config, configs.Config) and isinstance(recorded, dict)
     return config, configs.recorded({str(group): value for group, value in recorded.items()})
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import re
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,8 @@ SECRET_VALUE = re.compile(
 )
 CODE_KEY = re.compile(r"^_(target|args|partial|recursive|convert)_$|^trust_remote_code$")
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")  # where Hydra itself takes launchers and sweepers from
+QUIET = ("version", "disable_existing_loggers")  # settings of a logging that logs nothing
+_hidden: dict[str, str] = {}  # texts that came from the environment, and how they were given
 VALUED = frozenset("--config-dir -cd --config-path -cp --config-name -cn --package -p --cfg -c --info -i".split())
 
 
@@ -381,23 +384,30 @@ def check_tree(tree: Any, dotted: str = "") -> None:
 
     For use before anything of it is instantiated or written down. Raises ConfigError naming the key, never the value.
     Of Hydra's part only the launcher and the sweeper may name a class, a plugin that Hydra knows; callbacks and the
-    configuration of logging would call what they name.
+    configuration of logging would call what they name, and variables of the environment have others load it.
     """
     if isinstance(tree, dict):
         for key, value in tree.items():
             path = f"{dotted}.{key}".lstrip(".")
             plugin = path in ("hydra.launcher._target_", "hydra.sweeper._target_") and str(value).startswith(PLUGINS)
-            logs = path in ("hydra.job_logging", "hydra.hydra_logging") and (value or {"root": ""}).get("root") is not None
+            logs = path in ("hydra.job_logging", "hydra.hydra_logging") and not _logs_nothing(value)
             if (path == "hydra.callbacks" and value) or logs:
                 raise ConfigError(_code(path))
             if not plugin and not _is_field(path) and value not in (None, ""):
                 _check_name(str(key), path)
             check_tree(value, path)
+            if path == "hydra.job.env_set" and value:
+                raise ConfigError(_code(path))
     elif isinstance(tree, list):
         for value in tree:
             check_tree(value, dotted)
     elif isinstance(tree, str) and SECRET_VALUE.search(tree):
         raise ConfigError(_secret(dotted))
+
+
+def _logs_nothing(logging: Any) -> bool:
+    """Is it Hydra's `none`, or what it always adds?"""
+    return isinstance(logging, dict) and not any(value for name, value in logging.items() if name not in QUIET)
 
 
 def _is_field(dotted: str) -> bool:
@@ -420,6 +430,44 @@ def _code(dotted: str) -> str:
 
 def _secret(dotted: str) -> str:
     return f"{dotted[:80]} looks like a secret: put it in the environment (HF_TOKEN), where nothing writes it down."
+
+
+def hide(raw: Any, resolved: Any) -> None:
+    """Learn which texts of a composed configuration come from the environment: what is written down shows how they were given.
+
+    `raw` and `resolved` are the same tree, with interpolations as they were written and with their values.
+    """
+    pairs = list(_leaves(raw, resolved))
+    while found := {new: old for old, new in pairs if new not in _hidden and "${" in old and _tells(old, new)}:
+        _hidden.update(found)
+
+
+def _leaves(raw: Any, resolved: Any) -> Iterator[tuple[str, str]]:
+    """Each text of the first tree with what it has become, where that is text too."""
+    if isinstance(raw, dict) and isinstance(resolved, dict):
+        raw, resolved = list(raw.values()), list(resolved.values())
+    if isinstance(raw, str) and isinstance(resolved, dict | list):
+        for value in resolved.values() if isinstance(resolved, dict) else resolved:
+            yield from _leaves(raw, value)
+    elif isinstance(raw, list) and isinstance(resolved, list):
+        for one, other in zip(raw, resolved, strict=True):
+            yield from _leaves(one, other)
+    elif isinstance(raw, str) and isinstance(resolved, str) and resolved:
+        yield raw, resolved
+
+
+def _tells(raw: str, resolved: str) -> bool:
+    """Does a text hold a value of the environment, by itself or through another one that does?"""
+    return "oc.env" in raw or any(value in resolved for value in _hidden)
+
+
+def as_given(value: Any) -> Any:
+    """The same value with every text that came from the environment as it was given, `${oc.env:NAME}`."""
+    if isinstance(value, dict) and _hidden:
+        return {key: as_given(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple) and _hidden:
+        return [as_given(inner) for inner in value]
+    return _hidden.get(value, value) if isinstance(value, str) else value
 
 
 def redacted(text: str) -> str:

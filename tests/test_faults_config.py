@@ -213,6 +213,26 @@ def test_C19_a_value_from_the_environment_stays_unresolved_in_all_that_is_writte
     assert not any(b"s3cr3tvalue" in p.read_bytes() for p in at.rglob("*") if p.is_file())
 
 
+@pytest.mark.parametrize(
+    "given",
+    ['corpus.exclude="${oc.env:MINE}"', 'corpus.exclude="x|${oc.env:MINE}"', 'corpus.metadata="${oc.decode:${oc.env:LIST}}"'],
+)
+@pytest.mark.row("C19")
+def test_C19_not_even_what_makes_a_key_or_tells_why_a_stage_was_computed(ends, at, monkeypatch, given):
+    monkeypatch.setenv("MINE", "s3cr3tvalue")
+    monkeypatch.setenv("LIST", "[s3cr3tvalue]")
+    column = "s3cr3tvalue" if "metadata" in given else "other"
+    (at / "x.jsonl").write_text('{"text": "the ferry was late again", "s3cr3tvalue": "a"}\n'.replace("s3cr3tvalue", column) * 9)
+    for arguments in ((), (given,), (given,)):
+        code, err = ends("corpus=jsonl", "corpus.paths=[x.jsonl]", *TINY, "output.report=true", *arguments)
+        assert code == 0, err
+    Path("x.jsonl").unlink()
+    identity = json.dumps([json.loads(p.read_text())["identity"] for p in at.glob("data/cache/load/*/manifest.json")])
+    assert "${oc.env:" in identity
+    assert "s3cr3tvalue" not in identity
+    assert [p.name for p in at.rglob("*") if p.is_file() and b"s3cr3tvalue" in p.read_bytes() and column == "other"] == []
+
+
 @pytest.mark.row("C20")
 def test_C20_a_secret_that_an_interpolation_resolves_to_is_taken_out_of_the_message(ends, monkeypatch):
     monkeypatch.setenv("MY_MODE", SECRET)
@@ -226,6 +246,17 @@ def test_C20_a_secret_that_an_interpolation_resolves_to_is_taken_out_of_the_mess
 )
 def test_what_only_looks_a_little_like_a_secret_or_code_is_let_through(argument):
     assert configs.check_arguments(["-m", argument]) == (["-m"], [argument])
+
+
+@pytest.mark.parametrize(
+    "given", ["job: {env_set: {PYTHONPATH: /x}}", "job_logging: {handlers: {x: {class: logging.FileHandler, filename: f}}}"]
+)
+def test_a_yaml_file_may_not_have_others_load_code(ends, at, choices, given):
+    code, err = ends(*choices("corpus", f"# @package hydra\n{given}"))
+    assert code == 2 and "is unsafe: configuration is data here and may not name code" in one_line(err)
+    assert list(at.rglob("*.arrow")) == []
+    code, err = ends("+hydra.job.env_set.LD_PRELOAD=/x.so")
+    assert code == 2 and "hydra.job.env_set is unsafe" in one_line(err)
 
 
 def test_the_composed_configuration_as_it_is_passes_the_search_for_code_and_secrets():
