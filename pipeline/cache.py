@@ -57,7 +57,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import engine
-from pipeline.config import Engine
+from pipeline.config import Engine, as_given
 from pipeline.errors import IntegrityError, PipelineError, ResourceError, from_os_error
 from pipeline.files import (
     SCHEMA,
@@ -82,6 +82,8 @@ LONG = 1 << 30  # bytes: more than this is hashed by all who take part
 GC_PATIENCE = 10.0  # seconds that a run waits for a gc that may have died on another machine
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 KEY = re.compile(r"[0-9a-f]{32}")
+OURS = re.compile(r"manifest\.json|\..+\.receipt|\.lock|.+\.arrow")  # names of which one makes a folder an entry
+SET_ASIDE = re.compile(r"\w+-[0-9a-f]{32}-.+-\d+")  # what `set_aside` calls it
 
 # Files that this process has written or hashed, as stat saw them then: they are not hashed twice. Every edit
 # changes the ctime, but for one within the clock's own step; that and damage beneath the file system are left
@@ -140,10 +142,11 @@ class Cache:
     def entry(self, stage: str, identity: Json) -> "Entry":
         """The entry of a stage for `identity`, whether or not it exists yet.
 
-        `identity["upstream"]`, where it is, maps each stage read from to its key; `why` follows it.
+        `identity["upstream"]`, where it is, maps each stage read from to its key; `why` follows it. What of it came from
+        the environment makes the key, but is not written down.
         """
         identity = {"stage": stage, **identity}
-        return Entry(self, stage, digest(identity)[:32], identity)
+        return Entry(self, stage, digest(identity)[:32], as_given(identity))
 
     def require_writable(self) -> None:
         """Raise ResourceError, before any work, where nothing can be stored."""
@@ -190,7 +193,7 @@ class Cache:
         guard = FileLock(path, fallback_to_soft=False)
         told = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            entry.make_folder()
             while not guard.is_locked:
                 try:
                     guard.acquire(timeout=0)
@@ -212,7 +215,7 @@ class Cache:
     def entries(self) -> Iterator["Entry"]:
         """Every entry that holds anything, whole or not, by stage and key. Their identities are not read."""
         for folder in sorted(self.root.glob("*/*")):
-            if KEY.fullmatch(folder.name) and folder.is_dir() and any(folder.iterdir()):
+            if KEY.fullmatch(folder.name) and folder.is_dir() and any(OURS.fullmatch(path.name) for path in folder.iterdir()):
                 yield Entry(self, folder.parent.name, folder.name, {})
 
     def ls(self) -> list[Listed]:
@@ -236,6 +239,9 @@ class Cache:
         Nothing is changed, nothing is taken from memory.
         """
         checks: list[tuple[Entry, str, Json]] = []
+        for path in sorted(self.root.glob("*/*")):
+            if KEY.fullmatch(path.name) and not path.is_dir():
+                yield path, "not a folder"
         for entry in self.entries():
             path = entry.folder / "manifest.json"
             try:
@@ -254,6 +260,8 @@ class Cache:
                 try:
                     if note := entry._receipt(name):
                         checks.append((entry, name, note))
+                    else:
+                        yield receipt, "not as it was written"
                 except PipelineError as error:
                     yield receipt, str(error)
 
@@ -301,7 +309,8 @@ class Cache:
         at once, by a rename. Returns what was removed and its bytes. Raises ResourceError.
         """
         entries = sorted(self.entries(), key=Entry.last_use)
-        paths = [*sorted(self.root.glob("quarantine/*")), *(entry.folder for entry in entries)]
+        quarantined = sorted(path for path in self.root.glob("quarantine/*") if SET_ASIDE.fullmatch(path.name))
+        paths = [*quarantined, *(entry.folder for entry in entries)]
         sizes = {path: _size(path) for path in paths}
         total, removed = sum(sizes.values()), {}
         for path, size in sizes.items():
@@ -395,6 +404,8 @@ class Entry:
         return self.shelf.manifest() if content is None and self.shelf else content
 
     def _manifest_here(self) -> Json | None:
+        if self.folder.is_symlink():
+            raise IntegrityError(f"{str(self.folder)!r} is a symbolic link, which a cache never holds: remove it.")
         return self.checked(unseal(self.folder / "manifest.json", links=False))
 
     def checked(self, content: Json | None) -> Json | None:
@@ -429,12 +440,16 @@ class Entry:
         `together` shares out the hashing of a large entry: `Line.together`.
 
         Where a file is damaged it is set aside and the entry goes back to receipts for its good files, so that
-        only the rest is computed again. Where all is well nothing needs to be written. Raises IntegrityError
-        where a damaged file cannot be set aside, ResourceError where a file cannot be read. With a store it is the
-        store that must have every file; each is hashed when it is used.
+        only the rest is computed again; a damaged manifest is set aside too. Where all is well nothing needs to be
+        written. Raises IntegrityError where a damaged file cannot be set aside, ResourceError where a file cannot be
+        read. With a store it is the store that must have every file; each is hashed when it is used.
         """
+        path = self.folder / "manifest.json"
+        before = _state(path)
         manifest = self.manifest()
         if manifest is None:
+            if before and _state(path) == before:  # damaged: were it left, every shard would tell of it
+                self.set_aside(path)
             return None
         if shelf := self.shelf:
             return manifest if shelf.complete(manifest, workers) else None
@@ -494,7 +509,7 @@ class Entry:
             shelf.finish(content)
             return content
         with storing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.make_folder()
             fsync_dir(self.folder)
             self._publish("manifest.json", seal(content), durable=True)
             for folder in (self.folder, self.folder.parent, self.cache.root):
@@ -520,7 +535,7 @@ class Entry:
     def adopt(self, temporary: Path, name: str) -> None:
         """Rename a file that was just written and hashed into the entry. Raises OSError."""
         path = self.path(name)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make_folder()
         written = temporary.stat()
         os.replace(temporary, path)
         now = path.stat()  # the rename has changed the ctime; the rest tells whether it is still ours
@@ -585,7 +600,7 @@ class Entry:
         target = place / f"{self.stage}-{self.key}-{path.name}-{time.time_ns()}"
         try:
             place.mkdir(parents=True, exist_ok=True)
-            if path.name != "manifest.json" and not path.is_dir():
+            if path.parent == self.folder and path.name != "manifest.json" and not path.is_dir():
                 with contextlib.suppress(OSError):  # a file system without hard links
                     os.link(path, target, follow_symlinks=False)
                     return
@@ -593,7 +608,21 @@ class Entry:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise IntegrityError(f"{str(path)!r} is damaged and cannot be set aside: {error.strerror}.") from error
+            raise IntegrityError(
+                f"{str(path)!r} is damaged and cannot be set aside: {error.strerror}. Make the cache writable, or set another "
+                "cache.dir=."
+            ) from error
+
+    def make_folder(self) -> None:
+        """Create the folder of the entry; what lies in its place and is none is set aside, aloud. Raises OSError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            for place in (self.folder.parent, self.folder):
+                if os.path.lexists(place) and not place.is_dir():
+                    log.warning("%r is not a folder: it is set aside", str(place))
+                    self.set_aside(place)
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def _temporary(self, name: str) -> Path:
         with storing(self.cache.tmp):
@@ -623,11 +652,20 @@ class Entry:
                 file.finish()
             file.close()
             with storing(path):
+                if path.is_dir():  # which no rename can write over
+                    self.set_aside(path)
                 os.replace(temporary, path)
         finally:
             file.close()
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _state(path: Path) -> Stat | None:
+    """The state of whatever lies at a path; None where nothing does."""
+    with contextlib.suppress(OSError):
+        return stat_of(path.lstat())
+    return None
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def unseal(path: Path, links: bool = True) -> Json | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        log.warning("ignoring %r: %s", str(path), error)
+        _ignore(str(path), str(error))
         return None
     except OSError as error:
         raise from_os_error(error, path) from error
@@ -80,15 +81,21 @@ def unsealed(data: bytes, name: str) -> Json | None:
         if not isinstance(value, dict):
             raise ValueError("not a sealed object")
         body = {name: inner for name, inner in value.items() if name != "sealed"}
-        if data != canonical({**body, "sealed": digest(body)}).encode() + b"\n":
-            raise ValueError("not as it was written")
+        if data != canonical({**body, "sealed": (seal := digest(body))}).encode() + b"\n":
+            raise ValueError(f"expected the seal {value.get('sealed')!r}, found {seal!r}")
     except (ValueError, RecursionError) as error:
-        log.warning("ignoring %r: %s", name, error)
+        _ignore(name, str(error))
         return None
     schema = body.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         raise IntegrityError(f"{name!r} was written by a newer version: upgrade, or use another cache.dir=.")
     return body if schema == SCHEMA else None
+
+
+@lru_cache(1 << 10)
+def _ignore(name: str, why: str) -> None:
+    """Warn of a sealed file that is not as it was written; once, however often it is looked at."""
+    log.warning("%r is damaged and ignored: %s", name, why)
 
 
 def open_regular(path: Path, links: bool = False) -> int:

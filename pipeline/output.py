@@ -18,6 +18,7 @@ import ctypes
 import errno
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from pipeline.errors import ConfigError, ResourceError, from_os_error
 from pipeline.files import Json
 from pipeline.split import ordered
 from pipeline.temporary import alive, run_name
+
+log = logging.getLogger(__name__)
 
 File = tuple[os.PathLike[str], Json]  # a finished file of the cache and its receipt
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
@@ -87,6 +90,8 @@ def require_ours(folder: Path) -> None:
     ConfigError where something lies there that is not a dataset of ours (an empty folder, or one with nothing but
     datasets of ours, will do); ResourceError where the place cannot be written.
     """
+    if folder.name == WORKSHOP:
+        raise ConfigError(f"{str(folder)!r} is where datasets are built: set output.dir= or name=.")
     try:
         os.lstat(folder)
     except FileNotFoundError:
@@ -292,10 +297,13 @@ def _whole(folder: Path, links: dict[str, File], notes: dict[str, Json]) -> bool
         path = folder / name
         try:
             if not path.is_file():
+                log.warning("%r is gone: the dataset is written again", str(path))
                 return False
             if name in links and os.path.lexists(source := str(links[name][0])) and os.path.samefile(path, source):
                 continue
-            if files.hash_file(path) != (note["bytes"], note["sha256"]):
+            if (found := files.hash_file(path)) != (note["bytes"], note["sha256"]):
+                expected = f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {found[0]} bytes, sha256 {found[1]}"
+                log.warning("%r is damaged: %s; the dataset is written again", str(path), expected)
                 return False
         except FileNotFoundError:  # another run replaces the folder
             return False
@@ -335,17 +343,29 @@ def _require_room(folder: Path, links: dict[str, File]) -> None:
 
 
 def _carry(old: Path, new: Path) -> None:
-    """What else lies in a folder that is replaced stays in it: the jobs of a sweep, a person's notes."""
-    if not old.is_dir():
-        return
-    ours = {Path(name).parts[0] for name in (files.unseal(old / "manifest.json") or {"files": {}})["files"]}
-    for path in old.iterdir():
-        if path.name in ours or path.name in ("manifest.json", *UNLISTED, WORKSHOP) or os.path.lexists(new / path.name):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
-        else:
-            _link(path, new / path.name)
+    """What else lies in a folder that is replaced stays in it: the jobs of a sweep, a person's notes.
+
+    Raises ConfigError where it is in the way of what is new.
+    """
+    ours = {"manifest.json", *(files.unseal(old / "manifest.json") or {"files": {}})["files"]}
+    places = {os.path.dirname(name) for name in ours}  # the folder itself, and those of splits
+    for here, folders, names in os.walk(old):
+        place = Path(here).relative_to(old)
+        if place == Path():
+            folders[:] = [name for name in folders if name != WORKSHOP]
+        names += [name for name in folders if Path(here, name).is_symlink()]
+        apart = UNLISTED if os.path.dirname(place / "x") in places else ()
+        kept = [name for name in names if name not in apart and str(place / name) not in ours]
+        clash = [name for name in kept if (new / place).is_file() or os.path.lexists(new / place / name)]
+        if clash:
+            raise ConfigError(
+                f"{here!r} holds {', '.join(map(repr, sorted(clash)[:3]))}, which this pipeline did not write and "
+                "which is in the way of the new dataset: nothing was replaced. Move it away, or set output.dir= or name=."
+            )
+        if kept or not names:
+            (new / place).mkdir(parents=True, exist_ok=True)
+        for name in kept:
+            _link(Path(here, name), new / place / name)
 
 
 def _link(source: os.PathLike[str] | str, target: Path | str) -> None:

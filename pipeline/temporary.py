@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from pipeline.files import digest
 
 DAY = 86_400  # seconds
+NAME = re.compile(r"[0-9a-f]{16}~\d+~\d*~\d+|array~[^~]+~\d+")  # of a run's folder, or one of the jobs of an array
 
 
 def _host() -> str:
@@ -42,7 +44,9 @@ def _owner(pid: int) -> str:
 
 
 def alive(run: Path) -> bool:
-    """Is the process that owns a folder still there? A stranger is believed for a day after its last file."""
+    """May a folder not be swept? One of another machine is believed for a day after its last file; what is no run's, ever."""
+    if not NAME.fullmatch(run.name):
+        return True
     if run.name.partition("~")[0] != _host():
         return time.time() - run.stat().st_mtime < DAY
     return not gone(run.name)

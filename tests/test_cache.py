@@ -21,7 +21,7 @@ from pipeline import cache as caches
 from pipeline import temporary
 from pipeline.cache import Cache, Entry, why
 from pipeline.errors import IntegrityError, Interrupted, PipelineError, ResourceError, from_os_error
-from pipeline.files import digest, hash_file, require_space, seal, stat_of, unseal
+from pipeline.files import digest, hash_file, require_space, seal, stat_of, unseal, unsealed
 
 SHARDS = {f"{index:05d}.arrow": bytes([index]) * (1000 + index) for index in range(2)}
 IDENTITY = {"version": 1, "settings": {"stride": 64}}
@@ -868,10 +868,11 @@ def test_rubbish_of_dead_runs_is_removed_and_of_living_ones_kept(tmp_path: Path)
     gone = [
         run_folder(f"{host}~{dead.pid}~123~0"),
         run_folder(f"{host}~{pid}~{int(start) - 1}~0"),  # the number was given again
-        run_folder("elsewhere~1~1~0", age=90_000),
-        run_folder(f"{host}~x"),
+        run_folder("0123456789abcdef~1~1~0", age=90_000),
+        run_folder("array~a.b~3", age=90_000),
     ]
-    kept = [mine.tmp, run_folder(f"{host}~{pid}~{start}~99"), run_folder("elsewhere~1~1~1", age=3600)]
+    kept = [mine.tmp, run_folder(f"{host}~{pid}~{start}~99"), run_folder("0123456789abcdef~1~1~1", age=3600)]
+    kept += [run_folder(f"{host}~x", age=90_000), run_folder("precious", age=90_000)]  # nothing of ours
     Cache.open(root)
     assert sorted((root / "tmp").iterdir()) == sorted(kept)
     assert not any(p.exists() for p in gone)
@@ -1045,11 +1046,73 @@ def test_gc_empties_the_quarantine_first_and_takes_unfinished_entries_in_their_t
     with half.write("00000.arrow") as file:
         file.write(b"x" * 10_000)
     (cache.root / "quarantine").mkdir()
-    (cache.root / "quarantine" / "broken").write_bytes(b"x" * 10_000)
-    (cache.root / "quarantine" / "folder").mkdir()
-    assert [p.name for p in cache.gc(25_000)] == ["broken"]
-    assert [p.name for p in cache.gc(0)] == ["folder", entry.key, half.key]
+    broken, folder = (f"ids-{entry.key}-{name}-1" for name in ("00000.arrow", "manifest.json"))
+    (cache.root / "quarantine" / broken).write_bytes(b"x" * 10_000)
+    (cache.root / "quarantine" / folder).mkdir()
+    assert [p.name for p in cache.gc(25_000)] == [broken]
+    assert [p.name for p in cache.gc(0)] == [folder, entry.key, half.key]
     assert list(cache.entries()) == []
+
+
+def test_gc_leaves_what_is_no_entry_alone(cache: Cache) -> None:
+    stored(cache, 1, 100)
+    strange = [cache.root / "photos" / ("0" * 32) / "p.jpg", cache.root / "quarantine" / "mine.txt", cache.root / "notes.txt"]
+    for path in strange:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    cache.gc(0)
+    assert all(path.read_text() == "mine" for path in strange) and list(cache.entries()) == []
+
+
+@pytest.mark.row("A16")
+@pytest.mark.parametrize("how", ["flip", "cut", "folder", "pipe", "another entry's"])
+def test_a_damaged_manifest_is_set_aside_with_one_warning(cache: Cache, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    path = entry.folder / "manifest.json"
+    data = path.read_bytes()
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
+    else:
+        other = seal({**(unseal_data := unsealed(data, "x") or {}), "key": "0" * len(str(unseal_data["key"]))})
+        path.write_bytes({"flip": bytes([data[0], data[1] ^ 1]) + data[2:], "cut": data[:-9]}.get(how, other))
+    computed: list[str] = []
+    make(entry, computed)
+    require_whole(entry)
+    assert computed == list(SHARDS)
+    (kept,) = (cache.root / "quarantine").iterdir()
+    assert kept.name.startswith(f"ids-{entry.key}-manifest.json-")
+    assert len([message for message in caplog.messages if "damaged" in message]) == (how != "another entry's")
+
+
+@pytest.mark.row("A16")
+@pytest.mark.parametrize("what", ["stage", "entry", "receipt"])
+def test_what_lies_in_the_place_of_a_folder_or_a_receipt_is_set_aside(cache: Cache, what: str) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    if what == "receipt":
+        entry._receipt_path("00000.arrow").mkdir(parents=True)
+    else:
+        place = entry.folder if what == "entry" else entry.folder.parent
+        place.parent.mkdir(parents=True)
+        place.write_text("mine")
+    (found,) = [path for path, problem in cache.verify() if problem] if what != "stage" else [entry.folder.parent]
+    make(entry)
+    require_whole(entry)
+    (kept,) = (cache.root / "quarantine").iterdir()
+    assert f"-{found.name}-" in kept.name and (kept.is_dir() or kept.read_text() == "mine")
+
+
+@pytest.mark.row("A18")
+def test_an_entry_that_is_a_link_is_refused(cache: Cache, tmp_path: Path) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    make(entry)
+    entry.folder.rename(tmp_path / "elsewhere")
+    entry.folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError, match="is a symbolic link, which a cache never holds"):
+        entry.verified()
 
 
 def test_ls_tells_stage_key_bytes_rows_and_age(cache: Cache) -> None:

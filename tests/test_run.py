@@ -481,6 +481,47 @@ def test_what_a_person_put_into_a_dataset_stays_when_it_is_replaced(at):
     assert (folder / "latest").is_symlink()
 
 
+def test_a_person_s_file_within_a_split_stays_and_one_in_the_way_of_the_new_dataset_is_not_lost(at):
+    folder = ran(*SMALL, "split.validation=0.3", "window.context_length=4", "window.stride=4").folder
+    (folder / "train" / "notes.txt").write_text("mine")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("mine too")
+    ran(*SMALL, "split.validation=0.4", "window.context_length=4", "window.stride=4")
+    assert (folder / "train" / "notes.txt").read_text() == "mine" and (folder / ".git" / "config").read_text() == "mine too"
+    ran(*SMALL, "embedding=none")
+    assert sorted(path.name for path in (folder / "train").iterdir()) == ["notes.txt"]
+    (folder / "embeddings.safetensors").write_text("mine")
+    before = digests(folder)
+    with pytest.raises(ConfigError, match=r"holds 'embeddings\.safetensors', which this pipeline did not write"):
+        ran(*SMALL)
+    assert digests(folder) == before and not Path("outputs/.tmp").exists()
+
+
+def test_no_dataset_is_put_where_datasets_are_built(at):
+    with pytest.raises(ConfigError, match=r"'outs/\.tmp' is where datasets are built"):
+        ran(*SMALL, "output.dir=outs/.tmp")
+
+
+@pytest.mark.row("A28")
+def test_a_folder_beside_the_datasets_that_no_run_made_is_never_removed(at):
+    for name in ("precious", "machine~1~2~3", "0123456789abcdef~1~2~3"):
+        (Path("outputs/.tmp") / name).mkdir(parents=True)
+        (Path("outputs/.tmp") / name / "thesis.txt").write_text("mine")
+        os.utime(Path("outputs/.tmp") / name, (0, 0))
+    ran(*SMALL)
+    assert sorted(path.name for path in Path("outputs/.tmp").iterdir()) == ["machine~1~2~3", "precious"]
+
+
+def test_a_damaged_file_of_a_dataset_is_mended_aloud(at, caplog):
+    file = ran(*SMALL).folder / "data-00000000.arrow"
+    whole = file.read_bytes()
+    file.unlink()
+    file.write_bytes(whole + b"x")
+    assert ran(*SMALL).published and file.read_bytes() == whole
+    (said,) = [message for message in caplog.messages if "damaged" in message]
+    assert said.startswith(f"{str(file)!r} is damaged: expected {len(whole)} bytes, sha256 ") and "written again" in said
+
+
 def test_a_sweep_is_not_written_into_a_folder_that_is_not_ours(at):
     Path("o").mkdir()
     Path("o/mine.txt").write_text("mine")
