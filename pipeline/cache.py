@@ -79,6 +79,7 @@ from pipeline.temporary import alive, run_name, sweep
 log = logging.getLogger(__name__)
 
 LONG = 1 << 30  # bytes: more than this is hashed by all who take part
+LOCK_PATIENCE = 600.0  # seconds without a byte written until who holds a lock is waited for no longer
 GC_PATIENCE = 10.0  # seconds that a run waits for a gc that may have died on another machine
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -184,23 +185,31 @@ class Cache:
     def lock(self, entry: "Entry") -> Iterator[None]:
         """Lease the entry and hold its lock, where locks work; a lock only saves doing the same work twice.
 
-        The kernel lets go of a dead holder's lock. Take several in the order of the stages.
+        The kernel lets go of a dead holder's lock; one that is stopped, and writes nothing in LOCK_PATIENCE seconds, is
+        waited for no longer. Take several in the order of the stages.
         """
         from filelock import FileLock, Timeout
 
         entry.lease()
         path = entry.folder / ".lock"
         guard = FileLock(path, fallback_to_soft=False)
-        told = False
+        seen, since, looked = -1, 0.0, 0.0
         try:
             entry.make_folder()
             while not guard.is_locked:
                 try:
                     guard.acquire(timeout=0)
                 except Timeout:
-                    if not told:
+                    if seen < 0:
                         log.info("%s: waiting for another run that is computing it", entry.stage)
-                    told = True
+                    now = time.monotonic()
+                    if now - looked > LOCK_PATIENCE / 100:
+                        looked = now
+                        if seen != (seen := entry.stored() + _size(self.root / "tmp")):
+                            since = now
+                        elif now - since > LOCK_PATIENCE:
+                            log.warning("%s: the run that is computing it gives no sign of life; computed here", entry.stage)
+                            break
                     time.sleep(0.05)
         except (OSError, NotImplementedError) as error:
             log.info("working without a lock: %s", error)

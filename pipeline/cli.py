@@ -347,7 +347,7 @@ def _show(outcome: Any) -> None:
     console.say("\n".join([*ledger_lines(outcome.ledger, outcome.splits, outcome.mixture), *plan_lines(outcome)]))
     done = "wrote" if outcome.published else "there already, unchanged:"
     console.say(f"{done} {console.counted(outcome.rows, 'row')} in {outcome.seconds:.2f} s")
-    console.say(outcome.address)
+    console.say(console.printable(outcome.address))
 
 
 def ledger_lines(

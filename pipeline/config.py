@@ -329,6 +329,8 @@ def check_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
             raise ConfigError("--experimental-rerun is not supported: it would run code from a pickle file.")
         if argument.startswith("corpus.parts."):  # a part need not be there yet, nor its setting
             argument = f"++{argument}"
+        if argument.startswith("-") and not argument.isprintable():
+            raise ConfigError(f"{argument!r} is no option.")
         (flags if valued or argument.startswith("-") else overrides).append(argument)
         valued = argument in VALUED
     if not {"-sc", "--shell-completion"} & set(flags):

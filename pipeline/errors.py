@@ -60,28 +60,35 @@ class Interrupted(PipelineError):
 def from_os_error(error: OSError, path: Path | str | None = None) -> PipelineError:
     """The one-line error for a failed system call: the path, the limit that was hit, the way out."""
     name = str(path or error.filename or "a file")
-    where = repr(name)
+    where = repr(name) if path or error.filename else name
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "Disk quota reached" if error.errno == errno.EDQUOT else "No space left"
         return ResourceError(
             f"{reason} writing {where}{_free(name)}. Nothing already finished was lost. "
-            "Free space or set cache.dir= and output.dir=."
+            "Free space or set cache.dir=, output.dir= or hydra.run.dir=."
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ResourceError(f"too many open files at {where}: raise the limit (ulimit -n) or lower engine.workers=.")
     if error.errno == errno.ENOMEM:
         return ResourceError(f"out of memory at {where}: lower engine.workers=.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ResourceError(f"{error.strerror} at {where}: check its owner and mode, or set cache.dir= and output.dir=.")
+        return ResourceError(
+            f"{error.strerror} at {where}: check its owner and mode, or set cache.dir=, output.dir= or hydra.run.dir=."
+        )
     return ResourceError(f"{error.strerror or error} at {where}.")
 
 
 def _free(path: str) -> str:
-    """` (3 MB free)` at the nearest folder above `path` that exists; empty where it cannot be told."""
+    """` (3 MB free)` at the nearest folder above `path` that exists; empty where it cannot be told, or `path` is no path."""
+    if os.sep not in path and not os.path.lexists(path):
+        return ""
     place = os.path.dirname(os.path.abspath(path))
     while not os.path.isdir(place):
         place = os.path.dirname(place)
     try:
+        found = os.statvfs(place)
+        if found.f_files and not found.f_favail:
+            return " (no room for more files)"
         return f" ({shutil.disk_usage(place).free / 1e6:,.0f} MB free)"
     except OSError:
         return ""

@@ -12,9 +12,10 @@ import pyarrow as pa
 from pipeline import config as configs
 from pipeline import corpus, engine, keys, plan, rejects
 from pipeline.cache import Entry
-from pipeline.files import Json
+from pipeline.files import Json, expect_space
 from pipeline.phase import Line, Made, Step, side_name
 
+BYTES_PER_TOKEN = 4  # of English text and a learned vocabulary, for the estimate of what a run stores
 LISTS = "rejects.jsonl"  # beside each file of `load`
 Reject = Callable[[bytes], Any]
 
@@ -30,8 +31,19 @@ class Input:
     load: Step
 
     def fulfil(self, *steps: Step) -> Json:
-        """The manifest of the last step over its shards, `load` being the first."""
+        """The manifest of the last step over its shards, `load` being the first.
+
+        For what must see the corpus before phase one, whose need of space is foretold here where nothing is stored yet.
+        """
+        if not self.load.entry.stored():
+            needed = expected_bytes(self.planned, self.config.tokenizer.kind)
+            expect_space(self.line.cache.root, self.line.cache.held(needed))
         return self.line.fulfil([self.load, *steps], list(self.planned.shards), self.planned.bytes, {})
+
+
+def expected_bytes(planned: plan.Plan, kind: str, width: int = 2) -> int:
+    """About how many bytes phase one stores: the text, and twice the IDs, of `width` bytes each."""
+    return planned.bytes + 2 * width * (planned.bytes // (1 if kind in ("bytes", "chars") else BYTES_PER_TOKEN))
 
 
 def find_inputs(line: Line, config: configs.Config) -> list[Input]:

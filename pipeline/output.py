@@ -198,7 +198,7 @@ def card(name: str, manifest: Json, inputs: list[Json]) -> bytes:
         for what, count in sorted(counts.items())
     )
     keys = "\n".join(f"| {stage} | `{key}` |" for stage, key in in_order(manifest["keys"]))
-    sources = "\n".join(f"| {os.path.basename(s['path'])!r} | {s['bytes']:,} | `{s['sha256']}` |" for s in inputs[:100])
+    sources = "\n".join(f"| {_cell(os.path.basename(s['path']))} | {s['bytes']:,} | `{s['sha256']}` |" for s in inputs[:100])
     more = len(inputs) - 100
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{rows:,} rows from {ids:,} token IDs, prepared for pretraining.\n\n"
@@ -208,6 +208,11 @@ def card(name: str, manifest: Json, inputs: list[Json]) -> bytes:
         + (f"\nand {more:,} more in `{SOURCES if len(inputs) > LISTED else 'manifest.json'}`.\n" if more > 0 else "")
         + f"\n## Keys\n\n| stage | key |\n|---|---|\n{keys}\n"
     ).encode()
+
+
+def _cell(name: str) -> str:
+    """The name of a file as Markdown shows it in a table, whatever it holds."""
+    return "".join(c if c.isalnum() or c in " ._/:!,=+'-" else f"&#{ord(c)};" for c in repr(name))
 
 
 def _json(value: Any) -> bytes:

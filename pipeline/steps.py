@@ -46,14 +46,13 @@ from pipeline.cache import Entry
 from pipeline.choosing import Chosen
 from pipeline.errors import InputError
 from pipeline.files import Json, expect_space, require_space
-from pipeline.inputs import Input, together
+from pipeline.inputs import Input, expected_bytes, together
 from pipeline.phase import Line, Made, Step, file_name
 from pipeline.remote import Kept
 from pipeline.stream import AnyStream, Stream
 
 log = logging.getLogger(__name__)
 PROOF_BYTES = 1 << 17  # of text on which a fast tokenizer is compared with the reference in every run that uses it
-BYTES_PER_TOKEN = 4  # of English text and a learned vocabulary, for the estimate of what a run stores
 TABLES, DOCUMENTS_FILE = "embeddings.safetensors", "documents.arrow"
 Result = tuple[Entry, Json]  # an entry that is whole, and its manifest
 DOCUMENTS = pa.schema(
@@ -156,7 +155,9 @@ def make_ids(own: Input, ready: Ready) -> Result:
     if marks.eos_id is not None and config.vocabulary.append_eos == "auto":
         log.info("encode: %r ends each document (vocabulary.append_eos=auto)", ready.open().vocab[marks.eos_id].as_py())
     stored = sum(entry.stored() for entry in (load.entry, tokenize, encode))
-    expect_space(line.cache.root, line.cache.held(_expected(planned, ready, marks.dtype, config.tokenizer.kind) - stored))
+    vocabulary_bytes = int(ready.open().vocab.nbytes) * len(planned.shards)  # which lies in each file of `tokenize`
+    needed = expected_bytes(planned, config.tokenizer.kind, np.dtype(marks.dtype).itemsize) + vocabulary_bytes
+    expect_space(line.cache.root, line.cache.held(needed - stored))
     steps = [
         load,
         Step(tokenize, partial(_tokenize, ready=ready, batch_size=config.engine.batch_size, sources=sources)),
@@ -180,13 +181,6 @@ def make_ids(own: Input, ready: Ready) -> Result:
         manifest = line.fulfil(steps, list(planned.shards), planned.bytes, {}, None, documents, proven)
     rejects.require_budget(Counter(manifest["ledger"]["load"]), config.corpus)
     return encode, manifest
-
-
-def _expected(planned: plan.Plan, ready: Ready, dtype: str, kind: str) -> int:
-    """About how many bytes phase one stores: the text, and twice the IDs, once with the vocabulary in each file."""
-    tokens = planned.bytes // (1 if kind in ("bytes", "chars") else BYTES_PER_TOKEN)
-    vocabulary = int(ready.open().vocab.nbytes) * len(planned.shards)
-    return planned.bytes + 2 * tokens * np.dtype(dtype).itemsize + vocabulary
 
 
 def _tokenize(

@@ -850,6 +850,30 @@ def test_a_writable_cache_is_left_as_it_was(cache: Cache) -> None:
 
 
 @pytest.mark.row("A28")
+def test_a_holder_of_a_lock_that_writes_nothing_any_more_is_waited_for_no_longer(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(caches, "LOCK_PATIENCE", 0.3)
+    entry, locked, done = cache.entry("ids", IDENTITY), threading.Event(), threading.Event()
+
+    def holder() -> None:
+        with cache.lock(entry):
+            locked.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=holder)
+    thread.start()
+    assert locked.wait(60)
+    with Cache.open(cache.root).lock(entry):
+        assert thread.is_alive()
+    done.set()
+    thread.join(60)
+    assert [m for m in caplog.messages if "no sign of life" in m] == [
+        "ids: the run that is computing it gives no sign of life; computed here"
+    ]
+
+
+@pytest.mark.row("A28")
 def test_rubbish_of_dead_runs_is_removed_and_of_living_ones_kept(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     mine = Cache.open(root)

@@ -73,6 +73,7 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], li
         pytest.param(["window.mode=slidng"], r"window.mode='slidng' is not one of .* Did you mean sliding\?", id="C15-choice"),
         pytest.param(["window.stride=???"], r"window.stride: .*missing mandatory value", id="C15-missing"),
         pytest.param(["window.stride=${nope}"], r"window.stride: Interpolation key 'nope' not found", id="C15-interpolation"),
+        pytest.param(["--x\x1b[31m"], r"'--x\\x1b\[31m' is no option", id="C24-option"),
         pytest.param(["window.stride=${oc.env:NO_SUCH}"], r"window.stride: .*'NO_SUCH' not found", id="C15-environment"),
         pytest.param(
             ["window.stride=${window.context_length}", "window.context_length=${window.stride}"],

@@ -326,6 +326,17 @@ def test_different_configurations_at_once_on_one_cache_give_what_each_gives_alon
 
 
 @pytest.mark.row("A10")
+@pytest.mark.parametrize("given", [["tokenizer.vocab_size=300"], ["tokenizer=bytes", "selection.duplicates=exact"]])
+def test_the_estimate_comes_before_what_must_see_the_corpus_first(texts, monkeypatch, caplog, given):
+    usage, told = shutil.disk_usage, []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+    monkeypatch.setattr("pipeline.inputs.Line.fulfil", lambda *arguments: told.extend(caplog.messages) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ran("corpus=text", "corpus.paths=[texts]", "embedding=none", *given)
+    assert any("this run needs about" in message for message in told)
+
+
+@pytest.mark.row("A10")
 def test_an_estimate_of_what_will_be_stored_warns_before_work_and_knows_what_is_there(texts, monkeypatch, caplog):
     common = [
         "corpus=text",
@@ -560,3 +571,12 @@ def test_of_two_first_datasets_at_once_neither_is_away_for_a_moment(at, monkeypa
     monkeypatch.setattr("os.rename", lambda *_: pytest.fail("one was taken aside"))
     output._exchange(new, old)
     assert (old / "ours").is_dir() and (new / "theirs").is_dir()
+
+
+@pytest.mark.row("C24")
+def test_the_card_shows_names_of_files_as_text(at):
+    Path("a|b <script>alert(1)<script>`x`.txt").write_text("the ferry was late, said the clerk. " * 99)
+    card = (ran("corpus=text", "corpus.paths=['*.txt']", *SMALL).folder / "README.md").read_text()
+    assert "<script>" not in card and "`x`" not in card
+    (row,) = [line for line in card.splitlines() if "alert" in line]
+    assert row.count("|") == 4
