@@ -381,7 +381,7 @@ def loaded(settings: Corpus, counts: Counter[str]) -> list[str]:
 
 
 @pytest.mark.row("B29")
-@pytest.mark.parametrize("wide", [1, 1 << 40])
+@pytest.mark.parametrize("wide", [1, 2000, 1 << 40])
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import batches, corpus, places, plan
+from pipeline import batches, corpus, places, plan, tables
 from pipeline.cache import Cache
 from pipeline.config import Config, Corpus, check
 from pipeline.errors import ConfigError, InputError
@@ -646,3 +647,35 @@ def test_the_real_corpus_reads_the_same_as_lines_of_json_and_as_parquet(tmp_path
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     for form in ("parquet", "jsonl"):
         assert texts(Corpus(format=form, paths=[str(tmp_path / f"p.{form}")], shard_bytes=1 << 20), tmp_path) == rows
+
+
+def test_a_parquet_file_of_ordinary_texts_is_decoded_without_its_dictionaries_in_batches_of_some_size(tmp_path: Path) -> None:
+    """Read with its dictionaries, each batch would carry a copy of all of one: as many bytes as the row group has."""
+    rows = [f"{n} " + "the ferry was late because of the fog " * 99 for n in range(3000)]
+    pq.write_table(pa.table({"text": rows}), tmp_path / "p.parquet")
+    assert pq.ParquetFile(tmp_path / "p.parquet").metadata.row_group(0).column(0).has_dictionary_page
+    decoded = []
+    joined = tables._joined
+
+    def watched(batches: Any) -> Any:
+        def passing() -> Any:
+            for batch in batches:
+                decoded.append((str(batch.schema.field("text").type), batch.nbytes))
+                yield batch
+
+        return joined(passing())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "_joined", watched)
+        chosen = Corpus(format="parquet", paths=[str(tmp_path / "p.parquet")])
+        (shard, *_) = planned(chosen, tmp_path).shards
+        given = [batch["text"].nbytes for batch in corpus.load(shard, chosen, Counter())]
+    assert {kind for kind, _ in decoded} == {"string"} and sum(size for _, size in decoded) < 2 * sum(map(len, rows))
+    assert len(given) < 20 and min(given[:-1]) > 1 << 20
+
+
+def test_batches_that_are_small_are_joined_and_others_pass_as_they_are() -> None:
+    batches = [pa.record_batch({"text": ["x" * size]}) for size in (10, 1 << 20, 1 << 21, 3, 4)]
+    joined = list(tables._joined(iter(batches)))
+    assert [len(batch) for batch in joined] == [2, 1, 2] and joined[1] is batches[2]
+    assert pa.concat_batches(joined) == pa.concat_batches(batches)

@@ -307,3 +307,14 @@ def test_nothing_is_printed(here: Path, cache: Cache, capsys: pytest.CaptureFixt
     logging.getLogger("pipeline").addHandler(logging.NullHandler())
     make(cache, paths=["a"])
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("format", "name", "size"), [("parquet", "x", 600), ("auto", "a.PQ", 600), ("auto", "a.txt", 200)])
+def test_of_a_small_corpus_in_parquet_the_text_is_shared_out_not_the_bytes_it_is_packed_in(
+    format: str, name: str, size: int
+) -> None:
+    total = plan.SHARDS * plan.LEAST * 2
+    shared = plan.shared_out(Corpus(format=format), {name: (1, total, 0, 0)})
+    assert shared.shard_bytes == min(Corpus().shard_bytes, plan.LEAST * size // 100)
+    large = {name: (1, plan.SHARDS * Corpus().shard_bytes, 0, 0)}
+    assert plan.shared_out(Corpus(format=format), large).shard_bytes == Corpus().shard_bytes
