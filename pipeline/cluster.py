@@ -12,15 +12,17 @@ mean here, and looks before its first item whether its code and the libraries th
 when the head of its cluster is gone for a minute. All that happens to a process of ours that may die at any time: it
 holds nothing but the numbers of items. It stays from one phase to the next, and with it the workers stay warm.
 
-**How much is in flight.** At most twice as many items as the living nodes have room for, counted again every
-BEAT seconds, so that nodes may come and go. Data never pass through Ray: a function is put into its store once per
+**How much is in flight.** At most twice as many items as the living nodes have room for: for each task that computes
+one that waits, so that no worker does while its answer comes here and the next item goes there. The room is counted
+again every BEAT seconds, so that nodes may come and go. Data never pass through Ray: a function is put into its store once per
 phase, and every worker reads it once; a result is a receipt.
 
-**What may die.** A worker: its item is tried again, on any node, and after TRIES deaths a ResourceError names it. A
-node: the same. The head, or the node that we are on: a ResourceError within SILENCE seconds, and the same command goes
-on behind the last receipt. We: the conductor hears it by the end of the pipe and disconnects, and Ray ends the workers of
-whoever has disconnected. Since a shard is published by its own protocol under its own key, a task that ran twice, or
-on after it was given up, changes no byte.
+**What may die.** A worker: its item is tried again, on any node, and after TRIES deaths a ResourceError names it. One
+that uses no processor time for `workers.PATIENCE` seconds is killed by a watchman beside it, see pulse.py, and counts
+as dead; one that computes, however long, is left alone. A node: the same. The head, or the node that we are on: a
+ResourceError within SILENCE seconds, and the same command goes on behind the last receipt. We: the conductor hears it
+by the end of the pipe and disconnects, and Ray ends the workers of whoever has disconnected. Since a shard is published
+by its own protocol under its own key, a task that ran twice, or on after it was given up, changes no byte.
 """
 
 import atexit
@@ -35,6 +37,7 @@ import pickle
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -47,7 +50,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import engine, workers
+from pipeline import engine, pulse, workers
 from pipeline.config import Engine
 from pipeline.errors import ResourceError
 from pipeline.files import digest
@@ -131,7 +134,7 @@ class _Cluster:
         context = multiprocessing.get_context("spawn")
         self.how, self.where = how, f"the Ray cluster (engine.address={how.address})"
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_conduct, args=(theirs, how, paths), daemon=True)
+        self.process = context.Process(target=_conduct, args=(theirs, how, paths, workers.PATIENCE), daemon=True)
         self.process.start()
         theirs.close()
         self.slots = 0  # how many tasks the living nodes have room for
@@ -214,7 +217,7 @@ def _disconnect() -> None:
 # -- the conductor ----------------------------------------------------------------------------------------
 
 
-def _conduct(pipe: Connection, how: Engine, paths: list[str]) -> None:
+def _conduct(pipe: Connection, how: Engine, paths: list[str], patience: float) -> None:
     """The life of the conductor: from the first `ray.init` to the end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
     quiet = os.open(os.devnull, os.O_RDWR)
@@ -228,7 +231,7 @@ def _conduct(pipe: Connection, how: Engine, paths: list[str]) -> None:
 
     try:
         ray = _init(how)
-        task = ray.remote(num_cpus=how.cpus, memory=how.memory, max_retries=0)(_task(paths))
+        task = ray.remote(num_cpus=how.cpus, memory=how.memory, max_retries=0)(_task(paths, patience))
         tell("begin", *_slots(ray, how))
     except Exception as error:
         tell("refused", _first_line(error))
@@ -248,7 +251,7 @@ def _conduct(pipe: Connection, how: Engine, paths: list[str]) -> None:
         except ray.exceptions.NodeDiedError:
             tell("answer", index, "its node was lost")
         except ray.exceptions.WorkerCrashedError:
-            tell("answer", index, "killed, likely out of memory, or crashed, or its node was lost")
+            tell("answer", index, f"killed, out of memory or idle for {patience:.0f} s, or crashed, or its node was lost")
         except Exception as error:
             tell("lost", _first_line(error))
 
@@ -307,7 +310,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _task(paths: list[str]) -> Callable[[list[Any], bytes], bytes]:
+def _task(paths: list[str], patience: float) -> Callable[[list[Any], bytes], bytes]:
     """What Ray runs on a node. It is pickled by its code, being nested: before it has run, nothing of ours is importable."""
 
     def shard(function: list[Any], item: bytes) -> bytes:
@@ -316,7 +319,7 @@ def _task(paths: list[str]) -> Callable[[list[Any], bytes], bytes]:
         sys.path[:0] = [path for path in paths if path not in sys.path]
         from pipeline import cluster
 
-        return cluster.serve(function, item)
+        return cluster.serve(function, item, patience)
 
     return shard
 
@@ -326,13 +329,14 @@ def _task(paths: list[str]) -> Callable[[list[Any], bytes], bytes]:
 _known: tuple[str, Callable[[Any], Any]] | None = None  # the function of this phase, by the name under which Ray has it
 
 
-def serve(function: list[Any], item: bytes) -> bytes:
+def serve(function: list[Any], item: bytes, patience: float) -> bytes:
     """One item in a worker: (True, result) or (False, exception), and the warnings of the log, pickled."""
     said = _Said(logging.WARNING)
     logging.getLogger().addHandler(said)
     answer: tuple[bool, Any]
     try:
-        answer = (True, engine.call(_function(function[0]), pickle.loads(item)))
+        with _watched(patience):
+            answer = (True, engine.call(_function(function[0]), pickle.loads(item)))
     except Exception as error:
         answer = (False, workers.portable(error))
     finally:
@@ -341,6 +345,30 @@ def serve(function: list[Any], item: bytes) -> bytes:
         return pickle.dumps((*answer, said.lines))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         return pickle.dumps((False, RuntimeError(f"a result cannot be sent to the parent process: {error}"), said.lines))
+
+
+@contextlib.contextmanager
+def _watched(patience: float) -> Iterator[None]:
+    """Be killed where the block hangs for so many seconds: see pulse.py."""
+    told = _watchman(patience).stdin
+    assert told is not None
+    with contextlib.suppress(OSError):
+        told.write(b"+")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            told.write(b"-")
+
+
+@cache
+def _watchman(patience: float) -> "subprocess.Popen[bytes]":
+    """A process that looks at this one, as long as it lives."""
+    command = [sys.executable, "-I", "-S", pulse.__file__, str(os.getpid()), str(patience)]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(
+        command, bufsize=0, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, cwd="/", start_new_session=True
+    )
 
 
 class _Said(logging.Handler):

@@ -17,21 +17,19 @@ import os
 import pickle
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from pipeline.engine import Item, Result, call, keep_memory
 from pipeline.errors import PipelineError, ResourceError
+from pipeline.pulse import LOOK, Pulse
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 300.0  # seconds without an answer or processor time until a worker counts as hanging
-LOOK = 1.0  # seconds between two looks at the workers' processor time
 
 
 class _Worker:
@@ -45,10 +43,10 @@ class _Worker:
         theirs.close()
         self.index: int | None = None  # of the item it computes
         self._function: Any = None  # that it was sent last
-        self.seen = (0.0, 0.0)  # when it was last seen working, and its processor time then
+        self.pulse = Pulse(self.process.pid)
 
     def give(self, index: int, function: Any, item: Any) -> None:
-        self.index, self.seen = index, (time.monotonic(), self.cpu())
+        self.index, self.pulse = index, Pulse(self.process.pid)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: `answer` will say so
             self.pipe.send((None if function is self._function else function, item))  # it may be large: the paths of a stream
             self._function = function
@@ -59,21 +57,6 @@ class _Worker:
             return self.pipe.recv()  # type: ignore[no-any-return]
         except (EOFError, OSError):
             return None
-
-    def cpu(self) -> float:
-        """Seconds of processor time it has used; ever growing where that cannot be told."""
-        try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        except (OSError, IndexError, ValueError):
-            return time.monotonic()
-
-    def hangs(self) -> bool:
-        """Has it been idle over its item for PATIENCE?"""
-        now, cpu = time.monotonic(), self.cpu()
-        if cpu - self.seen[1] > PATIENCE / 200:
-            self.seen = (now, cpu)
-        return now - self.seen[0] > PATIENCE
 
     def end(self) -> int:
         """Kill it; its exit code."""
@@ -170,7 +153,7 @@ def run(workers: int, function: Callable[[Item], Result], items: Iterable[Item])
                 index = worker.index
                 if index is None:
                     continue
-                hangs = worker.pipe not in ready and worker.hangs()
+                hangs = worker.pipe not in ready and worker.pulse.stopped(PATIENCE)
                 if worker.pipe in ready and (answer := worker.answer()):
                     done[index], worker.index = answer, None
                 elif worker.pipe in ready or hangs:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, composed
-from pipeline import cache, cluster, engine, plan
+from pipeline import cache, cluster, engine, plan, workers
 from pipeline.config import Engine
 from pipeline.errors import InputError, ResourceError
 from pipeline.run import run
@@ -165,6 +165,46 @@ def test_the_item_of_a_dead_worker_is_tried_again_and_named_where_that_does_not_
         list(engine.run(nodes.engine(), die, [(number, "always", "none") for number in range(6)]))
 
 
+def hang(item: tuple[int, str, str]) -> int:
+    """Be stopped, or wait without end, as told: always, or while the mark is not there."""
+    number, how, mark = item
+    if number == 3 and not os.path.exists(mark):
+        if not how.endswith("always"):
+            Path(mark).touch()
+        if how.startswith("stopped"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while how.startswith("waits"):
+            time.sleep(60)
+    if number == 4:  # no one that computes is disturbed, nor one that has nothing to do
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            pass
+    return number
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(workers, "PATIENCE", 2.0)
+    cluster._disconnect()
+    yield
+    cluster._disconnect()
+
+
+@needs_ray
+@pytest.mark.timeout(120)
+@pytest.mark.row("A23", "A24")
+def test_a_worker_that_hangs_is_killed_and_its_item_tried_again_and_named_where_that_does_not_help(
+    nodes: Nodes, impatient: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.resize(2)
+    for how in ("stopped", "waits"):
+        items = [(number, how, str(tmp_path / how)) for number in range(6)]
+        assert list(engine.run(nodes.engine(), hang, items)) == list(range(6))
+        assert [message for message in caplog.messages if "idle for 2 s" in message and str(items[3]) in message]
+    with pytest.raises(ResourceError, match=r"died 3 times computing \(3, 'stopped always', 'none'\)"):
+        list(engine.run(nodes.engine(), hang, [(number, "stopped always", "none") for number in range(6)]))
+
+
 @needs_ray
 def test_nodes_may_come_and_go_during_a_run(nodes: Nodes) -> None:
     nodes.resize(1)
@@ -240,7 +280,7 @@ def until(true: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
-def workers(at: Path) -> list[int]:
+def working(at: Path) -> list[int]:
     """Processes that work in a folder."""
     found = []
     for place in Path("/proc").glob("[0-9]*/cwd"):
@@ -283,7 +323,7 @@ def test_a_killed_worker_and_a_lost_node_change_no_byte(
     def disturb() -> None:
         until(lambda: len(published(tmp_path / "x")) >= 15)
         before.update(published(tmp_path / "x"))
-        ray = [pid for pid in workers(tmp_path / "x") if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")]
+        ray = [pid for pid in working(tmp_path / "x") if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")]
         os.kill(ray[0], signal.SIGKILL)
         nodes.resize(2)
 
@@ -351,7 +391,7 @@ def test_a_signal_ends_the_run_and_its_workers_within_seconds(nodes: Nodes, tmp_
             assert "Traceback" not in said
             assert time.monotonic() - started < engine.GRACE
             assert list((at / "data/cache/tmp").iterdir()) == []
-        until(lambda: not workers(at), 15)
+        until(lambda: not working(at), 15)
         assert published(at)
     finally:
         with contextlib.suppress(ProcessLookupError):
