@@ -61,7 +61,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
                 ]
                 documents = selection.read([path for path, _ in paths], [n for _, n in paths])
                 manifest = _decide(entry, config, planned, documents, files, sources, ledger)
-                line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
+                line.tell(entry, manifest, time.perf_counter() - started)
     selection.report(manifest["overlap"])
     selection.require_apart(manifest["overlap"], config.split)
     return Chosen(entry, manifest)

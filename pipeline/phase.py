@@ -28,6 +28,7 @@ from pipeline.arrow import read_batches
 from pipeline.cache import Cache, Entry, why
 from pipeline.files import Json
 from pipeline.plan import Together
+from pipeline.remote import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,11 @@ def file_name(index: int) -> str:
     return f"{index:08d}.arrow"
 
 
+def is_shard(name: str) -> bool:
+    """Is it the name of a shard's file?"""
+    return re.fullmatch(r"\d{8,}\.arrow", name) is not None
+
+
 def side_name(index: int, ending: str) -> str:
     """The name of what belongs to a shard's file."""
     return f"{index:08d}.{ending}"
@@ -98,6 +104,14 @@ def compute(steps: tuple[Step, ...], upstream: Entry | None, item: Item) -> list
     _exhaust(running)
     own = [max(spent[i] - spent[i - 1], 1e-9) if i and spent[i] else spent[i] for i in range(len(steps))]
     return list(zip(notes, own, strict=True))
+
+
+def _or_damage(work: Callable[[Item], Any], item: Item) -> Any:
+    """What `work` gives, or what it found damaged in the store: the other items need not wait for that."""
+    try:
+        return work(item)
+    except Damaged as damage:
+        return damage
 
 
 def _exhaust(batches: Iterable[pa.RecordBatch]) -> None:
@@ -133,6 +147,7 @@ class Line:
     reports: dict[str, Report] = field(default_factory=dict)
     ledger: Json = field(default_factory=dict)  # of every stage so far: counts by stage
     label: str = ""  # where stages run once per split, or per part of a mixture: which one
+    made: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # seconds of shards computed, by label and key
 
     def branch(self, label: str) -> "Line":
         """The same line for the stages of one split or part, which have a ledger of their own; it tells in the same table."""
@@ -178,22 +193,28 @@ class Line:
         with contextlib.nullcontext() if self.array is None else self.array.alone(f"{task_of(entry)}-{name}"):
             yield
 
-    def tell(self, entry: Entry, manifest: Json, seconds: float = 0.0, made: int = 0, total: int = 0) -> None:
-        """Note what happened to a stage, once; where an earlier result was of no use, say why."""
+    def tell(self, entry: Entry, manifest: Json, *seconds: float) -> None:
+        """Note what happened to a stage, once; where an earlier result was of no use, say why. `seconds` as in `make`."""
+        self.make(entry, *seconds)
         name = f"{entry.stage} {self.label}".strip()
         if name in self.reports:
             return
         self.ledger |= manifest["ledger"]
         counts = self.ledger.get(name) or self.ledger.get(entry.stage, {})
-        state = "cached" if not made else "computed" if made == total else f"computed {made} of {total} shards"
-        reasons = [] if made < max(total, 1) else why(entry, self.entries)
+        own, total = self.made.get((self.label, entry.key), []), max(1, sum(map(is_shard, manifest["files"])))
+        state = "cached" if not own else f"computed {len(own)} of {total} shards" if len(own) < total else "computed"
+        reasons = why(entry, self.entries) if state == "computed" else []
         if self.label and any(re.search(r"upstream\.split |(^|: )input ", reason) for reason in reasons):
             reasons = []  # another split's result is not an earlier one, nor another part's
         if reasons:
             log.info("%s: computed, since an earlier result differs in %s", name, self._briefly(reasons))
         size = sum(note["bytes"] for note in manifest["files"].values())
         tokens = counts.get("ids", counts.get("tokens", 0))
-        self.reports[name] = Report(name, entry.key, state, counts.get("rows", 0), tokens, size, seconds, reasons)
+        self.reports[name] = Report(name, entry.key, state, counts.get("rows", 0), tokens, size, sum(own), reasons)
+
+    def make(self, entry: Entry, *seconds: float) -> None:
+        """Note how long each shard of an entry took that was computed here, or what it has instead of shards."""
+        self.made.setdefault((self.label, entry.key), []).extend(seconds)
 
     def cached(self, entries: list[Entry]) -> Json | None:
         """The manifest of the last entry where it is whole, and so nothing before it is needed; else None."""
@@ -237,16 +258,21 @@ class Line:
         if (manifest := self.cached(entries)) is not None:
             return manifest
         self.cache.require_writable()
-        spent: list[list[float]] = []  # seconds, by step, of each item that passed here
 
         def compute_all(first: int, run: Callable[..., Iterable[Any]]) -> list[Any]:
-            todo, results = steps[first:], []
+            todo, results, damaged = steps[first:], [], None
             work = partial(compute, tuple(todo), entries[first - 1] if first else None)
             with console.progress(" ▶ ".join(step.entry.stage for step in todo), size) as advance:
-                for result in run(work, items if todo else []):
+                for result in run(partial(_or_damage, work), items if todo else []):
+                    if isinstance(result, Damaged):
+                        damaged = damaged or result
+                        continue
                     results.append(result)
-                    spent.append([seconds for _, seconds in result])
+                    for step, (_, seconds) in zip(todo, result, strict=True):
+                        self.make(step.entry, *([seconds] if seconds else []))
                     advance(size // len(items))
+            if damaged:
+                raise damaged
             if before_publishing:
                 before_publishing()
             return results
@@ -284,11 +310,11 @@ class Line:
                 if turn:
                     self.array.ours(*entries[first:])
                     manifests = publish(first, list(self.array.results(task, len(items))))
-        made = bool(manifests)
+        if manifests and not items:
+            self.make(entries[-1], 0)
         manifests = manifests or [manifest for entry in entries[first:] if (manifest := entry.manifest())]
-        for index, (entry, manifest) in enumerate(zip(entries[first:], manifests, strict=False)):
-            own = [seconds[index] for seconds in spent]
-            self.tell(entry, manifest, sum(own), sum(s > 0 for s in own) or (made and not items), max(len(items), 1))
+        for entry, manifest in zip(entries[first:], manifests, strict=False):
+            self.tell(entry, manifest)
         if manifests and len(manifests) == len(entries[first:]):
             return manifests[-1]
         again = replace(self, array=None)  # for what another run took away meanwhile

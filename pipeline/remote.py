@@ -17,8 +17,9 @@ needed and none is tried: two machines that compute the same shard at once lose 
 **What is believed.** A receipt or a manifest in the store, as on the disk, only when its seal is whole. A data file
 only after its sha256 was found right as it arrived. Until then the manifest's word and a listing with the same number
 of bytes are enough, so that a stage that is whole is not fetched to be found whole. A file that arrives with other
-bytes goes to `quarantine/` in the store and is `Damaged`: the run is started again behind what is still whole, and as
-the listing no longer has the file, computes it and puts it again. The manifest stays: the bytes that it names do too.
+bytes goes to `quarantine/` in the store and is `Damaged`: the rest of its entry is looked at, and the run is started
+again behind what is still whole. As the listing no longer has what was damaged, it computes and puts that again. The
+manifest stays: the bytes that it names do too.
 
 **The scratch** is at every moment a cache that is unfinished: files, and receipts of those that this machine made. So
 it may be lost, or be used without the store. With `cache.scratch_bytes` the oldest shards are dropped, once the store
@@ -75,12 +76,12 @@ _added: dict[Path, float] = {}  # bytes in a scratch as last counted, and what w
 class Damaged(IntegrityError):
     """A file in the store is not what its manifest says, and was set aside. The run, started again, computes it."""
 
-    def __init__(self, name: str, said: str) -> None:
-        super().__init__(name, said)
-        self.name = name
+    def __init__(self, shelf: "Shelf", file: str, said: str) -> None:
+        super().__init__(shelf, file, said)  # what pickle hands to the copy
+        self.shelf, self.name = shelf, f"{shelf.store.url}/{shelf.place(file)}"
 
     def __str__(self) -> str:
-        return f"{self.name!r} is damaged: {self.args[1]}"
+        return f"{self.name!r} is damaged: {self.args[2]}"
 
 
 # -- a place in a store -----------------------------------------------------------------------------------
@@ -360,28 +361,42 @@ class Shelf:
         """
         files, there = manifest["files"], self.store.listed(self.place(""))
 
-        def settle(name: str) -> bool:
+        def settle(name: str) -> Damaged | None:
             path, note = self.entry.path(name), files[name]
             if path.exists() and self.entry.examine(name, note) is None:
                 self.keep(name, note)
-                return True
+                return None
             found = f"{there[name][0]} bytes" if name in there else "nothing"
-            self.tell(Damaged(f"{self.store.url}/{self.place(name)}", f"expected {note['bytes']} bytes, found {found}"))
-            return False
+            return Damaged(self, name, f"expected {note['bytes']} bytes, found {found}")
 
         lacking = [name for name, note in files.items() if there.get(name, (-1, 0.0))[0] != note["bytes"]]
-        if not all(list(engine.run(Engine("threads", workers), settle, lacking))):
+        if lost := [damage for damage in engine.run(Engine("threads", workers), settle, lacking) if damage]:
+            self.tell(lost)
             return False
         if "manifest.json" not in there:
             self._put_manifest(manifest)
         return True
 
+    def damaged(self, how: Engine) -> list[Damaged]:
+        """What is damaged of its finished files; those that are not have been fetched, and need not be again."""
+        receipts = [name[1:-8] for name in self.store.listed(self.place("")) if name.endswith(".receipt")]
+        names = list((self.manifest() or {"files": receipts})["files"])
+        return [damage for damage in engine.run(how, self._damage, names) if damage]
+
+    def _damage(self, name: str) -> Damaged | None:
+        try:
+            self.fetch(name)
+        except Damaged as damage:
+            return damage
+        return None
+
     @staticmethod
-    def tell(damage: Damaged) -> None:
-        """Say that a file is damaged, unless it was said."""
-        if damage.name not in _told:
-            _told.add(damage.name)
-            log.warning("%s; it is set aside and computed again", damage)
+    def tell(damaged: list[Damaged]) -> None:
+        """Say which files of an entry are damaged, in one line, unless it was said."""
+        if new := [damage for damage in damaged if damage.name not in _told]:
+            _told.update(damage.name for damage in new)
+            they = "it is" if len(new) == 1 else f"it and {len(new) - 1} more files beside it are"
+            log.warning("%s; %s set aside and computed again", new[0], they)
 
     def finish(self, manifest: Json) -> None:
         """Put the manifest, once every file that it names is seen there, and remove the receipts."""
@@ -390,7 +405,7 @@ class Shelf:
         for name, note in files.items():
             if there.get(name, (-1, 0.0))[0] != note["bytes"]:  # gc was at it, or somebody's hand
                 if not self.entry.path(name).exists():
-                    raise Damaged(f"{self.store.url}/{self.place(name)}", f"expected {note['bytes']} bytes, found nothing")
+                    raise Damaged(self, name, f"expected {note['bytes']} bytes, found nothing")
                 self.keep(name, note)
         self._put_manifest(manifest)
         self.store.remove([self.place(name) for name in there if name.endswith(".receipt")])
@@ -405,13 +420,12 @@ class Shelf:
 
         Raises Damaged where the store has other bytes or none.
         """
-        entry, address = self.entry, f"{self.store.url}/{self.place(name)}"
-        path = entry.path(name)
+        entry, path = self.entry, self.entry.path(name)
         if entry.known(name):
             return path
         note = entry.receipt_here(name) or (self.manifest() or {"files": {}})["files"].get(name) or self._sealed_receipt(name)
         if note is None:
-            raise Damaged(address, "no manifest or receipt tells of it")
+            raise Damaged(self, name, "no manifest or receipt tells of it")
         if os.path.lexists(path):
             if (problem := entry.examine(name, note)) is None:
                 return path
@@ -419,7 +433,7 @@ class Shelf:
             entry.set_aside(path)
         with entry.temporary(name) as temporary:
             if not self.store.download(self.place(name), temporary):
-                raise Damaged(address, f"expected {note['bytes']} bytes, found nothing")
+                raise Damaged(self, name, f"expected {note['bytes']} bytes, found nothing")
             try:
                 size, sha = hash_file(temporary)
                 temporary.chmod(0o444)
@@ -428,7 +442,7 @@ class Shelf:
             if (size, sha) != (note["bytes"], note["sha256"]):
                 self._quarantine(name)
                 raise Damaged(
-                    address, f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {size} bytes, sha256 {sha}"
+                    self, name, f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {size} bytes, sha256 {sha}"
                 )
             with storing(path):
                 entry.adopt(temporary, name)

@@ -152,17 +152,18 @@ def _report(place: Place, run: str) -> None:
 def _mending(
     config: configs.Config, recorded: Json, origin: Json | None, line: Line, place: Place
 ) -> tuple[Line, plan.Plan, dict[str, Json], bool]:
-    """`_run`, once more for every file of a store that arrives damaged: what is still whole is found, the rest computed."""
-    damaged: set[str] = set()
+    """`_run`, once more for every entry of a store that arrives damaged: what is still whole is found, the rest computed."""
+    known: set[str] = set()
     while True:
         try:
             return _run(config, recorded, origin, line, place)
         except Damaged as damage:
-            if damage.name in damaged:
+            if damage.name in known:
                 raise
-            damaged.add(damage.name)
-            Shelf.tell(damage)
-            line = Line(line.cache, line.engine)  # an array has done its part
+            found = [damage, *(other for other in damage.shelf.damaged(line.engine) if other.name != damage.name)]
+            known |= {each.name for each in found}
+            Shelf.tell(found)
+            line = Line(line.cache, line.engine, made=line.made)
 
 
 def _run(

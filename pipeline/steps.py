@@ -121,7 +121,7 @@ def _ready(line: Line, config: configs.Config, entry: Entry, make: Callable[[], 
                         file.write(data)
                     receipts[name] = file.note
                 manifest = entry.finish(list(receipts), list(receipts.values()), ledger={})
-                line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
+                line.tell(entry, manifest, time.perf_counter() - started)
     backend = tokenizer.backend(entry.here(), config.tokenizer.backend)
     ready = Ready(entry, manifest, backend, config.vocabulary.special_in_text)
     if line.reports[entry.stage].state != "cached":
@@ -309,7 +309,7 @@ def make_streams(
                 gaps = documents["tokens"][verdicts == split.GAP].tolist()
                 ledger = before | (chosen.manifest["ledger"] if chosen else {}) | {"arrange": counts}
                 manifest = entry.finish(list(files), list(files.values()), ledger=ledger, gaps=gaps, **facts)
-                line.tell(entry, manifest, time.perf_counter() - started, 1, 1)
+                line.tell(entry, manifest, time.perf_counter() - started)
     arrange.require_documents(manifest["ledger"]["arrange"], names)
     if min(manifest["gaps"], default=config.window.context_length) < config.window.context_length:
         raise InputError(

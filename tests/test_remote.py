@@ -15,7 +15,7 @@ import pytest
 
 import s3
 from conftest import ROOT, composed
-from pipeline import remote
+from pipeline import housekeeping, remote
 from pipeline.cache import Cache, Entry
 from pipeline.config import Config
 from pipeline.errors import ConfigError, ResourceError
@@ -222,10 +222,40 @@ def test_a_shard_that_is_damaged_in_the_store_is_healed_in_the_run_with_one_warn
     assert {n: h for n, h in mine.items() if n[:4] == "data"} == {n: h for n, h in theirs.items() if n[:4] == "data"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_many_damaged_shards_are_found_at_once_said_in_one_line_and_counted_in_the_table(
+    at: Path, store: Store, caplog: pytest.LogCaptureFixture, engine: str
+) -> None:
+    Path("a.txt").write_text(LINES)
+    run(settings("name=first", "cache.dir=one", f"cache.remote={store.url}"))
+    names = [name for name in store.listed() if re.fullmatch(r"(encode|tokenize)/\w+/\d+\.arrow", name)]
+    for name in [*names[:-1], next(n for n in store.listed() if n.startswith("window/") and n.endswith("00000000.arrow"))]:
+        flipped = bytearray(store.read(name) or b"")
+        flipped[len(flipped) // 2] ^= 1
+        store.put(name, bytes(flipped))
+    forget()
+    caplog.clear()
+    again = run(settings("name=again", "cache.dir=two", f"cache.remote={store.url}", "window.stride=8", f"engine={engine}"))
+    shards = len(names) // 2
+    assert [states(again)[stage] for stage in ("load", "tokenize", "encode", "window")] == [
+        "cached",
+        f"computed {shards - 1} of {shards} shards",
+        "computed",
+        "computed",
+    ]
+    told = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert len(told) == 2 and f"; it and {shards - 1} more files beside it are set aside and computed again" in told[0]
+    assert "/tokenize/" in told[1]
+    assert all("/window/" in name for name, problem in housekeeping.verify(store.url) if problem)
+    plain = run(settings("name=plain", "cache.dir=three", "window.stride=8"))
+    assert data(again.folder) == data(plain.folder)
+
+
 def test_the_tools_list_verify_and_tidy_a_cache_in_a_store(
     at: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline import housekeeping, tools
+    from pipeline import tools
 
     def called(*arguments: str) -> str:
         tools.main(None, ["cache", "--dir", store.url, *arguments])
