@@ -66,8 +66,7 @@ class Place:
         """Raise ConfigError, before any work, where something lies there that is not a dataset of ours, or of a sweep."""
         inside = set(self.store.inside()) - {"probe"}
         if not inside or OURS in inside or all(OURS in self.store.inside(name) for name in inside):
-            self.store.put("probe", b"")
-            self.store.remove(["probe"])
+            self.store.probe()
             return
         raise ConfigError(
             f"{self.url!r} holds what this pipeline did not put there: nothing was touched. Set output.dir= or name=."

@@ -161,7 +161,7 @@ class Cache:
                 "Set cache.dir= to a folder you can write."
             ) from error
         if self.remote:
-            Store(self.remote).put("probe", b"")
+            Store(self.remote).probe()
 
     def bring(self, path: Path) -> None:
         """Fetch a small file of this folder that lies in the store alone; nothing where it is not there either."""

@@ -1,17 +1,18 @@
 """Looking after a cache in a store, by listing: `pipeline-tools cache ls | verify | gc --dir s3://bucket/cache`.
 
-There are no processes to ask whether they live. An entry is in use where something was put into it within a DAY: a file,
-or the mark that a run puts when it names the entry and renews while it adds to it, see remote.py. The store's clock
-alone counts, as the listing gives it.
+An entry is what has the mark that a run puts when it names one, see remote.py. Where none is, the address may be mistyped:
+ConfigError, and nothing is put there. There are no processes to ask whether they live. An entry is in use where something
+was put into it within a DAY: a file, or the mark again. The store's clock alone counts, as the listing gives it.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import engine
-from pipeline.cache import KEY, Cache, Entry, Listed
+from pipeline.cache import KEY, SET_ASIDE, Cache, Entry, Listed
 from pipeline.config import Engine
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.remote import DAY, USED, Shelf, Store
 
 
@@ -23,7 +24,10 @@ def _shelves(url: str, there: dict[str, tuple[int, float]]) -> dict[Shelf, dict[
         parts = name.split("/")
         if len(parts) == 3 and KEY.fullmatch(parts[1]):
             found.setdefault(Shelf(Store(url), Entry(cache, parts[0], parts[1], {})), {})[parts[2]] = about
-    return {shelf: objects for shelf, objects in found.items() if objects.keys() != {USED}}
+    ours = {shelf: objects for shelf, objects in found.items() if USED in objects}
+    if not ours:
+        raise ConfigError(f"there is no cache at {url!r}: set --dir.")
+    return {shelf: objects for shelf, objects in ours.items() if len(objects) > 1}
 
 
 def ls(url: str) -> list[Listed]:
@@ -76,16 +80,14 @@ def gc(url: str, max_bytes: int) -> dict[str, int]:
     Never one that was used within a DAY. Returns the names of what was removed, and its bytes.
     """
     store = Store(url)
-    store.put("probe", b"")
     there = store.listed()
-    now = there["probe"][1]
+    shelves, now = _shelves(url, there), store.probe()
     total, removed = sum(size for size, _ in there.values()), {}
-    for name in [name for name in there if name.startswith("quarantine/")]:
+    for name in [name for name in there if re.fullmatch(f"quarantine/{SET_ASIDE.pattern}", name)]:
         if total > max_bytes:
             store.remove([name])
             removed[name] = there[name][0]
             total -= there[name][0]
-    shelves = _shelves(url, there)
     for shelf in sorted(shelves, key=lambda shelf: max(put for _, put in shelves[shelf].values())):
         objects = shelves[shelf]
         used, size = max(put for _, put in objects.values()), sum(size for size, _ in objects.values())
@@ -97,7 +99,8 @@ def gc(url: str, max_bytes: int) -> dict[str, int]:
             if manifest is not None:
                 store.put(shelf.place("manifest.json"), manifest)
             continue
-        store.remove([shelf.place(name) for name in objects if name != "manifest.json"])
+        store.remove([shelf.place(name) for name in objects if name not in ("manifest.json", USED)])
+        store.remove([shelf.place(USED)])  # last, as it says that the rest is ours
         removed[f"{shelf.entry.stage}/{shelf.entry.key}"] = size
         total -= size
     return removed

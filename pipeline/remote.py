@@ -119,6 +119,14 @@ class Store:
                 fs.pipe_file(f"{root}/{name}", data)  # a store without conditions
             return True
 
+    def probe(self) -> float:
+        """The time by the store's clock. Raises ResourceError where nothing can be put."""
+        self.put("probe", b"")
+        try:
+            return self.when("probe")
+        finally:
+            self.remove(["probe"])
+
     def upload(self, path: Path, name: str) -> None:
         """Put a file; the object appears whole."""
         with _writing(self.url) as (fs, root):
@@ -301,11 +309,11 @@ class Shelf:
 
     def mark(self) -> None:
         """Say that the entry is in use; nothing where the store may only be read."""
-        name = self.place(USED)
-        if time.monotonic() - _marked.get(name, -HOUR) >= HOUR:
-            _marked[name] = time.monotonic()
+        address = f"{self.store.url}/{self.place(USED)}"
+        if time.monotonic() - _marked.get(address, -HOUR) >= HOUR:
+            _marked[address] = time.monotonic()
             try:
-                self.store.put(name, b"")
+                self.store.put(self.place(USED), b"")
             except ResourceError as error:
                 log.debug("%s", error)
 

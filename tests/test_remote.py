@@ -285,6 +285,26 @@ def test_the_tools_list_verify_and_tidy_a_cache_in_a_store(
     assert young.receipt("00000000.arrow") is not None
 
 
+@pytest.mark.parametrize("command", ["ls", "verify", "gc --max-size 0"])
+def test_where_no_cache_is_the_tools_say_so_and_leave_what_is_there(
+    at: Path, store: Store, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import tools
+
+    for name in ("a.txt", f"in/{'0' * 32}/a.arrow", "quarantine/mine"):
+        store.put(name, b"a corpus")
+    before = store.listed()
+    with pytest.raises(SystemExit) as code:
+        tools.main(None, ["cache", "--dir", store.url, *command.split()])
+    assert code.value.code == 2
+    assert capsys.readouterr().err == f"error: there is no cache at '{store.url}': set --dir.\n"
+    assert store.listed() == before
+    whole(scratch(store, "one"), "00000000.arrow").cache.require_writable()
+    tools.main(None, ["cache", "--dir", store.url, *command.split()])
+    assert {name: about for name, about in store.listed().items() if name in before} == before
+    assert "probe" not in store.listed()
+
+
 def test_a_folder_that_is_asked_for_whole_has_every_file(at: Path, store: Store) -> None:
     made = whole(scratch(store, "one"), "00000.arrow", "00001.arrow")
     entry = scratch(store, "two").entry(made.stage, made.identity)
