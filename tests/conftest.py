@@ -1,6 +1,8 @@
 """What several test files share: the offline mirror, a small corpus, and the pipeline called as a function."""
 
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,12 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write(folder: Path, **files: str | bytes) -> None:
     for name, data in files.items():
         (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def letters(folder: Path) -> None:
+    """The corpus of the README, as its commands make it, in a folder."""
+    commands = re.findall(r"^\$ (mkdir letters|printf .* > letters/.*)$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    subprocess.run("\n".join(commands), cwd=folder, shell=True, check=True)
 
 
 @pytest.fixture

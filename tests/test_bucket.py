@@ -1,7 +1,11 @@
 """A dataset in a store: put so that no reader sees a mixture, read lazily, verified as it comes."""
 
 import json
+import os
 import pickle
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import pytest
 from test_remote import LINES, SMALL, forget
 
 import s3
-from conftest import composed
+from conftest import ROOT, composed, letters
 from pipeline import open_dataset, window
 from pipeline.bucket import Place
 from pipeline.errors import ConfigError, IntegrityError, ResourceError
@@ -135,6 +139,22 @@ def test_a_dataset_in_a_bucket_is_that_on_a_disk_and_a_loader_reads_it(bucket: A
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[5]["target_ids"], local[5]["target_ids"])
     assert b"<html" in (Store(there.address).read("report.html") or b"")[:200].lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "README.pt-BR.md"])
+def test_what_a_page_says_of_a_bucket_is_done_as_it_is_printed(bucket: Any, at: Path, page: str) -> None:
+    blocks = re.findall(r"```sh\nexport AWS.*\n((?:.*\n)*?)```", (ROOT / page).read_text("utf-8"))
+    (commands,) = (block for block in blocks if "output.dir=s3:" in block)
+    letters(at)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    said = subprocess.check_output(["bash", "-ec", commands], cwd=at, env=environment, text=True)
+    first, second = said.split("s3://bucket/letters\n")
+    assert " computed " in first and " computed " not in second and second.count(" cached ") == 6
+    there, here = open_dataset("s3://bucket/letters"), open_dataset("outputs/other")
+    assert [there.verified(name).read_bytes() for name in there.files] == [
+        here.verified(name).read_bytes() for name in here.files
+    ]
 
 
 @pytest.mark.slow

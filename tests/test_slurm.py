@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, composed
+from conftest import ROOT, composed, letters
 from pipeline import cli, config
 from pipeline.errors import ConfigError, ResourceError
 from tests.determinism import digests
@@ -34,9 +34,7 @@ def test_both_pages_have_the_same_script():
 
 @pytest.mark.slow
 def test_the_script_of_the_readme_runs_as_an_array(tmp_path: Path) -> None:
-    (tmp_path / "letters").mkdir()
-    for number in range(3):
-        (tmp_path / "letters" / f"{number}.txt").write_text(f"Dear Nils,\nthe ferry {number} was late again.\n" * 200)
+    letters(tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").write_text(f'export PATH="{tmp_path}/.venv/bin:{Path(sys.executable).parent}:$PATH"\n')
     (tmp_path / ".venv/bin/srun").write_text('#!/bin/sh\nexec "$@"\n')
@@ -59,9 +57,34 @@ def test_the_script_of_the_readme_runs_as_an_array(tmp_path: Path) -> None:
     said = [job.communicate(timeout=100)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], said
     assert sum("wrote" in text for text in said) == 1, said
-    alone = ran(tmp_path, ["engine=serial", "corpus=text", "corpus.paths=[letters/*.txt]", "output.dir=alone"])
-    assert alone.returncode == 0
+    line = ["corpus=text", "corpus.paths=[letters/*.txt]", "window.context_length=8"]
+    assert ran(tmp_path, ["engine=serial", *line, "output.dir=alone"]).returncode == 0
     assert digests(tmp_path / "shared/letters") == digests(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_an_array_that_submitit_submits_makes_one_dataset(tmp_path: Path) -> None:
+    submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
+    letters(tmp_path)
+    line = ["corpus=text", "corpus.paths=[letters]", "window.context_length=8", "output.report=false"]
+    command = [sys.executable, "-m", "pipeline", "engine=array", *line, "output.dir=together"]
+    slurm = {"SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_COUNT": "3", "PYTHONPATH": str(ROOT)}
+    executor = submitit.AutoExecutor(folder=tmp_path / "logs", cluster="local")
+    executor.update_parameters(timeout_min=2)
+    with executor.batch():
+        jobs = [
+            executor.submit(
+                submitit.helpers.CommandFunction(
+                    command, cwd=tmp_path, env={**os.environ, **slurm, "SLURM_ARRAY_TASK_ID": str(index)}
+                )
+            )
+            for index in range(3)
+        ]
+    said = [job.result() for job in jobs]
+    assert sum("wrote" in text for text in said) == 1, said
+    assert {text.splitlines()[-1] for text in said} == {"together"}
+    assert ran(tmp_path, ["engine=serial", *line, "output.dir=alone"]).returncode == 0
+    assert digests(tmp_path / "together") == digests(tmp_path / "alone")
 
 
 @pytest.mark.slow
