@@ -46,7 +46,7 @@ SPLITS = 4  # at most so many parts from one row group: each decodes the rows be
 SHARDS = 16  # of a corpus that has no more than 16 times corpus.shard_bytes
 TEXT = 3  # bytes of text in a byte of a Parquet file, about: 1.8 by Snappy, 3.7 by Zstandard
 LEAST = 4 << 20  # bytes of such a shard: less would cost more than it gives
-MOST = 1 << 16  # shards of a corpus, about: beyond 1.1 TB they grow
+MOST = 1 << 16  # shards of a corpus, about, and up to 1.6 times as many (see `_group`): beyond 1.1 TB they grow
 HASHED = 16 << 20  # bytes of a Parquet file that are hashed as one, whatever its shards
 LONG = 1 << 30  # bytes: hashing more than this shows its progress
 FETCHES = 8  # ranges of files in a store that are hashed side by side, or more where there are more workers
@@ -605,7 +605,8 @@ def _as_written(file: BinaryIO) -> bool:
 
 
 def _group(parts: Iterable[Part], size: int) -> Iterator[Shard]:
-    """Consecutive parts, as many as make `size` bytes; a quarter more rather than a small rest.
+    """Consecutive parts, as many as make `size` bytes; a quarter more rather than a small rest. So two shards that follow one
+    another have more than that together, and there are at most 1.6 times as many as the bytes fill.
 
     The members of one archive stay together: most can only be read from front to back.
     """

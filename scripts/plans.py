@@ -3,8 +3,9 @@
     python -m scripts.plans                 # 1 TB and 50 TB, a million files, windows over all of it, a manifest
     python -m scripts.plans --files 1000000 --bytes 2000
 
-Nothing is read: the plan is made from a listing, as if each file had been found and hashed already. Its shards are at most
-about 65,536, and so are the files that a manifest lists: of a larger corpus both grow in size and not in number.
+Nothing is read: the plan is made from a listing, as if each file had been found and hashed already. Its shards are about
+65,536, and so are the files that a manifest lists: of a larger corpus both grow in size and not in number. Where files are a
+little larger than a shard there are up to 1.6 times as many. Memory grows with the number of files, each of which is noted.
 """
 
 import argparse

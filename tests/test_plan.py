@@ -257,7 +257,7 @@ def test_many_small_files_are_few_jobs_and_few_open_files(here: Path, cache: Cac
     assert len(jobs) == 1 and max(jobs) < 100
 
 
-@pytest.mark.parametrize("sizes", [[100], [3] * 50, [40, 1, 40, 1], [9, 10, 11, 12] * 20], ids=str)
+@pytest.mark.parametrize("sizes", [[100], [3] * 50, [40, 1, 40, 1], [9, 10, 11, 12] * 20, [9] * 6], ids=str)
 def test_the_number_of_shards_is_bounded_by_their_size(
     here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
 ) -> None:
@@ -267,7 +267,7 @@ def test_the_number_of_shards_is_bounded_by_their_size(
     assert len(ordinary.shards) > 24
     monkeypatch.setattr(plan, "MOST", 8)
     fewer = make(cache, paths=["*.txt"], document="line", shard_bytes=5)
-    assert 3 <= len(fewer.shards) <= 13 and fewer.bytes == ordinary.bytes
+    assert 3 <= len(fewer.shards) <= 8 * 1.6 + 1 and fewer.bytes == ordinary.bytes
     assert [part.source for shard in fewer.shards for part in shard.parts] == sorted(
         part.source for shard in fewer.shards for part in shard.parts
     )
