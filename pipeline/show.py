@@ -10,6 +10,7 @@ Each function gives a `rich.text.Text`: in colour on a terminal, where equal tok
 """
 
 import shutil
+import textwrap
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,9 +21,11 @@ import pyarrow as pa
 
 from pipeline import console
 from pipeline.arrow import flags, flattened, list_values, read_batches, string_bytes, to_numpy
+from pipeline.cache import Cache, Entry
 from pipeline.errors import ConfigError
 from pipeline.output import in_order
-from pipeline.phase import file_name
+from pipeline.selection import REASONS
+from pipeline.split import NAMES
 from pipeline.trace import Finished, told_rows
 
 if TYPE_CHECKING:
@@ -177,32 +180,58 @@ def _inputs(dataset: Finished) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def draw_stage(dataset: Finished, stage: str, cache: Path, width: int) -> "Text":
-    """The first rows of a stage, as it lies in the cache."""
+    """What a stage counted, its first rows (of `arrange`, those of this split), and what else it keeps, as it lies in the
+    cache. Raises ConfigError where there is no such stage, or it is gone."""
     from rich.text import Text
 
     keys = dataset.manifest["keys"]
     if stage not in keys or stage == "tokenizer":
         raise ConfigError(f"stage {stage!r} is none of {', '.join(name for name, _ in in_order(keys) if name != 'tokenizer')}.")
-    path = cache / stage / keys[stage] / file_name(0)
-    if not path.is_file():
+    name = stage.partition(" ")[0]  # of a mixture each part has its own, as in "load a"
+    entry = Entry(Cache(cache, ""), name, keys[stage], {})
+    kept = entry.manifest() or {"files": {}}
+    own = f"{dataset.manifest.get('split') or 'all'}.arrow"
+    tables = sorted((file for file in kept["files"] if file.endswith(".arrow")), key=lambda file: (file != own, file))[:1]
+    rest = sorted(file for file in kept["files"] if not file.endswith(".arrow"))
+    if not kept["files"] or not all(entry.path(file).is_file() for file in tables + rest):
         raise ConfigError(f"{stage} {keys[stage][:8]} is not in the cache {str(cache)!r} (any more): set --dir, or run again.")
-    out = Text().append(f"{stage} {keys[stage]}: the first rows\n", "bold")
-    rows = ((batch, row) for batch in read_batches(path) for row in range(len(batch)))
+    out = Text().append(f"{stage} {keys[stage]}\n", "bold")
+    counts = ", ".join(f"{what.replace('_', ' ')} {count:,}" for what, count in kept.get("ledger", {}).get(name, {}).items())
+    out.append(textwrap.fill(counts, width))
+    said = _words(dataset, stage)
+    rows = ((batch, row) for file in tables for batch in read_batches(entry.path(file)) for row in range(len(batch)))
     for nth, (batch, row) in enumerate(islice(rows, FEW)):
         out.append(f"\nrow {nth}", "bold")
-        for name in batch.schema.names:
-            out.append(f"\n  {name:<14} {_cell(batch[name], row, width - 17, dataset.letters)}")
+        for column in batch.schema.names:
+            out.append(f"\n  {column:<14} {_cell(batch[column], row, width - 17, dataset.letters, said.get(column))}")
+    for other in rest:
+        out.append(f"\n{other}", "bold").append(f"  {console.size(kept['files'][other]['bytes'])}")
+        if other.endswith(".jsonl"):
+            with open(entry.path(other), encoding="utf-8") as file:
+                for line in islice(file, FEW):
+                    out.append(f"\n  {_fit(line.rstrip(), width - 2)}")
     return out
 
 
-def _cell(column: pa.Array, row: int, width: int, letters: dict[str, int]) -> str:
-    """A value in one line."""
+def _words(dataset: Finished, stage: str) -> dict[str, dict[int, str]]:
+    """What the numbers in columns of a stage stand for, where they are names."""
+    if stage == "arrange":
+        return {"source": {i: repr(source["path"]) for i, source in enumerate(dataset.sources)}}
+    if stage == "selection":
+        names = [name for name in NAMES if f"{name}_documents" in dataset.manifest["ledger"]["selection"]] or ["kept"]
+        return {"verdict": dict(enumerate(names)) | REASONS}
+    return {}
+
+
+def _cell(column: pa.Array, row: int, width: int, letters: dict[str, int], said: dict[int, str] | None = None) -> str:
+    """A value in one line; `said` names those that stand for something."""
     if pa.types.is_string(column.type):
         text = column[row].as_buffer().to_pybytes()[: 4 * width].decode(errors="ignore").replace("\n", "⏎")
     elif pa.types.is_boolean(column.type):
         text = str(bool(flags(column)[row]))
     elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        text = str(to_numpy(column)[row])
+        value = to_numpy(column)[row]
+        text = f"{value}: {said[int(value)]}" if said and int(value) in said else str(value)
     else:
         values = column[row].values
         shape = f"{len(values):,}"
@@ -210,6 +239,11 @@ def _cell(column: pa.Array, row: int, width: int, letters: dict[str, int]) -> st
             shape, values = f"{shape} × {values.type.list_size}", values[0].values
         words = " ".join(_word(values[i].as_py(), letters) for i in range(min(len(values), width)))
         text = f"{shape}: {words}"
+    return _fit(text, width)
+
+
+def _fit(text: str, width: int) -> str:
+    """A line without control characters, cut where it is longer."""
     text = console.printable(text)
     return text if len(text) <= width else text[: max(1, width - 1)] + "…"
 

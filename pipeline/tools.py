@@ -55,7 +55,7 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
     what.add_argument("--row", type=int, help="a row; negative: from the end; by default the first")
     what.add_argument("--document", type=int, help="a document: where it came from, its text, its tokens, its rows")
     what.add_argument("--token", help="a token by its string or its ID: where it stands")
-    what.add_argument("--stage", help="the first rows of load, tokenize, encode, window or embed, from the cache")
+    what.add_argument("--stage", help="what a stage keeps in the cache, as in load, selection or window: counts, first rows")
     _add_cache(shown)
     made = add("report", _report, "write report.html, the page of a dataset, and sweep.html where jobs of a sweep lie in it")
     made.add_argument("dataset", type=Path)

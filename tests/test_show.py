@@ -9,6 +9,7 @@ from pipeline import console
 from pipeline.errors import ConfigError
 from pipeline.run import run
 from pipeline.show import show
+from pipeline.trace import Finished
 
 HOSTILE = "\x1b[31mred\x1b[0m \u202eevil\u202c \x07bell\rreturn <script>alert(1)</script> [bold]not[/bold]"
 
@@ -52,6 +53,23 @@ def test_the_rows_of_a_stage_come_from_the_cache(folder, stage):
         show(folder, stage=stage, cache_dir=folder)
     with pytest.raises(ConfigError, match="none of load"):
         show(folder, stage="loaded")
+
+
+def test_every_stage_that_is_listed_is_shown_whatever_its_files_are_called(at):
+    (at / "in.txt").write_text("".join(f"a line about ferry {n}\n" for n in [1, *range(60)]))
+    common = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=words", "window.context_length=8"]
+    chosen = run(composed(*common, "split.test=0.2", "selection.duplicates=exact", "embedding.vectors=never")).folder / "test"
+    verdicts = show(chosen, stage="selection", width=99).plain
+    assert "dropped duplicate documents 1" in verdicts and re.search(r"verdict +0: train", verdicts)
+    assert "-1: duplicate" in verdicts and '"reason": "duplicate"' in verdicts
+    assert re.search(r"row 0\n  source +0: 'in.txt'\n", show(chosen, stage="arrange", width=99).plain)
+    first = int(Finished(chosen).documents["start"][0])
+    assert re.search(rf"\n  start +{first}\n", show(chosen, stage="arrange", width=99).plain)  # of this split, not of train
+    assert "embeddings.safetensors" in show(chosen, stage="embed", width=99).plain
+    parts = "+corpus.parts={a:{paths:[in.txt]},b:{paths:[in.txt],document:line}}"
+    mixed = run(composed("corpus=text", "corpus.name=mixed", parts, *common[3:])).folder
+    for stage in Finished(mixed).manifest["keys"].keys() - {"tokenizer"}:
+        assert "row 0" in show(mixed, stage=stage, width=99).plain, stage
 
 
 def test_no_control_character_of_a_text_is_drawn_and_no_markup_of_it_is_obeyed(folder):
