@@ -48,6 +48,7 @@ SHOWN = 48  # tokens of a drawn window
 SOURCES = 20
 HUES = 24  # colours of tokens
 FATES = ("on", "added", "aside", "lost")  # of the parts of a bar
+CHANGED = {"recoded_bytes": "by decoding", "added_bytes": "by the template", "repaired_bytes": "by repairs"}
 COPIES = {"exact": "the same", "near": "nearly so"}
 UNRECORDED = ("engine", "cache", "output")  # groups that change no byte
 
@@ -262,20 +263,23 @@ def flow(ledger: Json, split: str | None = None) -> list[Json]:
     are left out. What goes on and what is added are the whole of the next bar.
     """
     load, encode, window = (ledger.get(stage, {}) for stage in ("load", "encode", "window"))
-    blank = [(f"{kind} bytes dropped", load.get(f"dropped_{kind}_bytes", 0), "lost") for kind in ("blank", "undecodable")]
-    dropped = [
-        (f"{name.removeprefix('dropped_').removesuffix('_documents')} (dropped)", count, "lost")
-        for name, count in sorted(load.items())
-        if name.startswith("dropped_") and name.endswith("_documents")
-    ]
+    dropped = {
+        unit: [
+            (f"{name.removeprefix('dropped_').removesuffix(f'_{unit}')} (dropped)", count, "lost")
+            for name, count in sorted(load.items())
+            if name.startswith("dropped_") and name.endswith(f"_{unit}")
+        ]
+        for unit in ("bytes", "documents")
+    }
     lost = ("first", "tail", "gap", "truncated")
     used = [(said, window.get(part, 0), "lost" if part in lost else "on") for part, said in cli.USED.items()]
     filled = [
         (said, window.get(part, 0), "on" if part in ("targets", "kept") else "added") for part, said in cli.FILLED.items()
     ]
     bars = [
-        ("Text", "bytes", [("bytes of text", load.get("text_bytes", 0), "on"), *blank]),
-        ("Documents", "", [("kept", load.get("documents", 0), "on"), *dropped]),
+        ("Text", _read(load), [("bytes of text", load.get("text_bytes", 0), "on"), *dropped["bytes"],
+                               ("syntax: line ends, and all of a record but its text", load.get("syntax_bytes", 0), "lost")]),
+        ("Documents", "", [("kept", load.get("documents", 0), "on"), *dropped["documents"]]),
         ("Token IDs", "", [("tokens", encode.get("tokens", 0), "on"), *((said, encode.get(part, 0), "added")
                            for part, said in cli.ADDED.items() if part != "tokens")]),
         ("Choice of documents", "IDs", _chosen(ledger.get("arrange", {}), split)),
@@ -289,6 +293,13 @@ def flow(ledger: Json, split: str | None = None) -> list[Json]:
         if total := sum(part["count"] for part in kept):
             made.append({"title": title, "unit": unit, "total": total, "parts": kept})
     return made
+
+
+def _read(load: Json) -> str:
+    """The other side of the first bar, where it is not just the bytes read: see the equation in `corpus.py`."""
+    changed = {said: load.get(name, 0) for name, said in CHANGED.items()}
+    told = "".join(f" {'+' if count > 0 else '−'} {abs(count):,} {said}" for said, count in changed.items() if count)
+    return f"bytes = {load.get('bytes', 0):,} read{told}" if told else "bytes read"
 
 
 def _chosen(counts: Json, split: str | None) -> list[tuple[str, int, str]]:

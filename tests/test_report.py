@@ -171,6 +171,32 @@ def test_the_parts_of_each_bar_of_the_flow_make_its_whole_and_what_goes_on_is_th
 
 
 @pytest.mark.parametrize(
+    ("overrides", "read", "reasons"),
+    [
+        (["corpus=jsonl", "corpus.paths=[in.jsonl]"], "bytes read", {"blank", "bad", "short"}),
+        (["corpus=csv", "corpus.paths=[in.csv]", "corpus.template='{text}!'"], "bytes = {:,} read + 4 by the template", {"short"}),
+        (["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "corpus.encoding=utf-16", "corpus.unicode=NFC"],
+         "bytes = {:,} read − 83 by decoding − 3 by repairs", {"short"}),
+    ],
+)  # fmt: skip
+def test_the_first_bar_names_every_byte_that_is_read_and_balances_as_the_ledger_does(at, overrides, read, reasons):
+    texts = ["The ferry was late, cafe\u0301.", "The fog was early.", "abc", "The ferry\nwas early; cafe\u0301, cafe\u0301."]
+    good = "".join(json.dumps({"text": text, "n": n}) + "\n" for n, text in enumerate(texts))
+    (at / "in.jsonl").write_text(good + '{"text": tru}\n\n{"text": "   "}\n')
+    (at / "in.csv").write_text("text,n\n" + "".join(f'"{text}",{n}\n' for n, text in enumerate(texts)))
+    (at / "in.txt").write_text("\n".join(texts[:3] + texts[3].split("\n")), "utf-16")
+    common = ["corpus.on_bad_row=skip", "corpus.min_characters=6", "tokenizer=bytes", "window.context_length=8"]
+    load = run(composed(*overrides, *common, "embedding=none")).ledger["load"]
+    bar = report.flow({"load": load})[0]
+    parts = {part["name"]: part["count"] for part in bar["parts"]}
+    assert bar["unit"] == read.format(load["bytes"])
+    assert {name.removesuffix(" (dropped)") for name in parts if "dropped" in name} == reasons
+    grown = sum(load.get(name, 0) for name in report.CHANGED)
+    assert load["bytes"] + grown == bar["total"] == sum(parts.values())
+    assert parts["bytes of text"] == load["text_bytes"] and any(name.startswith("syntax") for name in parts)
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         [],
