@@ -45,6 +45,7 @@ MOST_NORMS = 4096  # vectors measured
 MOST_LENGTH = 1 << 20  # documents of more tokens count as of so many
 MOST_DOCUMENTS = 1 << 20  # with more, the drawn windows do not say where they came from
 SHOWN = 48  # tokens of a drawn window
+NAMED = 3  # documents above it
 SOURCES = 20
 HUES = 24  # colours of tokens
 FATES = ("on", "added", "aside", "lost")  # of the parts of a bar
@@ -331,20 +332,25 @@ def _windows(dataset: Finished) -> list[Json]:
         row = dataset.row(index)
         inputs, targets = row["input_ids"], row.get("target_ids")
         shift = len(inputs) - len(targets) if targets is not None else 0
-        first, where = None, []
-        if placed:
-            first, stop = dataset.span(index)
-            where = [dataset.where(document) for document in dataset.between(first, stop)[:3]]
+        first, stop = dataset.span(index) if placed else (0, 0)
+        documents = dataset.between(first, stop) if placed else range(0)
         begin = max(0, len(inputs) - SHOWN) if shift else 0  # the one target of a prefix stands at its end
         cells = []
         for i in range(begin, min(len(inputs), begin + SHOWN)):
             target = targets[i - shift] if targets is not None and i >= shift else None
-            cells.append({"input": _token(dataset, inputs[i]), "target": None if target is None else _token(dataset, target)})
+            cells.append(
+                {
+                    "input": _token(dataset, inputs[i]),
+                    "target": None if target is None else _token(dataset, target),
+                    "origin": _origin(dataset, row, first, stop, i),
+                }
+            )
         drawn.append(
             {
                 "row": index,
-                "first": first,
-                "where": where,
+                "first": first if placed else None,
+                "where": [dataset.where(document) for document in documents[:NAMED]],
+                "others": max(0, len(documents) - NAMED),
                 "cells": cells,
                 "begin": begin,
                 "more": len(inputs) - len(cells),
@@ -352,6 +358,14 @@ def _windows(dataset: Finished) -> list[Json]:
             }
         )
     return drawn
+
+
+def _origin(dataset: Finished, row: Json, first: int, stop: int, i: int) -> str:
+    """Where the ID at place i of a row with the positions [first, stop) comes from, in words; nothing for padding."""
+    position, told = first + i, f"position {first + i:,} "
+    if dataset.window.mode == "document":  # one document's, perhaps with special tokens before it
+        position, told = first if row["attention_mask"][i] else stop, ""
+    return f"{told}in {dataset.where(dataset.between(position, position + 1)[0])}" if position < stop else ""
 
 
 def _token(dataset: Finished, i: int) -> Json:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import composed
-from pipeline import cli, report, tools
+from pipeline import cli, report, tools, trace
 from pipeline import config as configs
 from pipeline.files import unseal
 from pipeline.run import Outcome, run
@@ -159,6 +159,26 @@ def test_every_kind_of_row_is_drawn_and_counted(at, overrides):
         row = rows[window["row"]]
         drawn = [cell["input"]["id"] for cell in window["cells"]]
         assert row["input_ids"][window["begin"] :][: len(drawn)] == drawn
+
+
+@pytest.mark.parametrize("overrides", [[], ["window=prefix"], ["window.tail=pad"], ["window=document"]])
+def test_each_token_says_from_which_document_it_comes_and_a_list_that_is_cut_says_so(at, overrides):
+    (at / "texts").mkdir()
+    for i in range(7):
+        (at / "texts" / f"{i}.txt").write_text("the ferry was late\n", "utf-8")
+    outcome = made("corpus=text", "corpus.paths=[texts]", "tokenizer=wordpiece", "tokenizer.vocab_size=99", *SMALL, *overrides)
+    dataset = report.Trusted(outcome.folder)
+    for window in report.measure(dataset)["windows"]:
+        pieces = trace.trace(dataset, window["row"])
+        paths = [piece.path for piece in pieces for _ in piece.ids]
+        assert len(window["where"]) + window["others"] == len(pieces) and len(window["where"]) <= 3
+        framed = [cell["origin"] for cell in window["cells"] if cell["input"]["text"] not in ("[PAD]", "[CLS]", "[SEP]")]
+        inputs = paths if dataset.window.mode == "document" else paths[: len(framed)]
+        assert [re.search(r"in '(.*)' bytes 0 to 19$", origin)[1] for origin in framed] == inputs
+        assert not any(cell["origin"] for cell in window["cells"] if cell["input"]["text"] == "[PAD]")
+        tips = [a["data-tip"] for _, a in opened(outcome.folder).tags if "data-tip" in a]
+        assert all(any(tip.endswith(origin) for tip in tips) for origin in framed)
+        assert not window["others"] or f"and {window['others']} more document" in opened(outcome.folder).text
 
 
 def test_the_parts_of_each_bar_of_the_flow_make_its_whole_and_what_goes_on_is_the_next(at):
