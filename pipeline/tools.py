@@ -20,7 +20,9 @@ from pipeline.bucket import is_address
 from pipeline.errors import ConfigError, IntegrityError, PipelineError, ResourceError
 from pipeline.exports import FORMATS
 from pipeline.files import hash_file, unseal
+from pipeline.split import ordered
 
+STATES = {"ok": "green", "look": "yellow", "bad": "bold red"}  # of a finding of `doctor`
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
@@ -67,9 +69,16 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
     what.add_argument("--phrase", help="a piece of text: where it stands, and in which rows")
     what.add_argument("--file", help="an input file: its documents and their rows")
     traced.add_argument("--at", type=int, help="with --file: the byte (Parquet: the row) that is meant")
-    for flag, default in (("batch-size", None), ("rank", 0), ("world-size", 1), ("seed", 0), ("epoch", 0)):
-        traced.add_argument(f"--{flag}", type=int, default=default, help=f"with --step: {flag} of the loader")
-    traced.add_argument("--no-shuffle", action="store_true", help="with --step: the loader's shuffle was off")
+    for flag, default, text in (
+        ("batch-size", None, "the loader's batch_size: rows that one process gets at a step"),
+        ("rank", 0, "which of the processes that train together is meant, from 0"),
+        ("world-size", 1, "how many processes train together; at a step each gets a batch of its own"),
+        ("seed", 0, "the loader's seed, which decides the order of the rows"),
+        ("epoch", 0, "which time through the dataset, from 0; each has another order"),
+    ):
+        told = "" if default is None else f"; by default {default}"
+        traced.add_argument(f"--{flag}", type=int, default=default, help=f"with --step: {text}{told}")
+    traced.add_argument("--no-shuffle", action="store_true", help="with --step: the loader had shuffle=False")
     traced.add_argument("--json", action="store_true", help="one JSON object a line")
     why = add("why", _why, "what separates two datasets, or two cache entries, or the newest entries from those before")
     why.add_argument("which", nargs="*", help="one or two folders of datasets, or keys or their beginnings; none: all stages")
@@ -166,7 +175,7 @@ def _trace(options: argparse.Namespace) -> None:
     for row in rows:
         pieces = trace.trace(dataset, row)
         if not options.json:
-            console.say(f"row {dataset.place(row):,}")
+            _say(f"row {dataset.place(row):,}")
         for piece in pieces:
             if options.json:
                 console.say(_line({"row": dataset.place(row), **dataclasses.asdict(piece)}))
@@ -182,6 +191,14 @@ def _line(value: dict[str, Any]) -> str:
 def _safe(text: str, indent: str = "") -> str:
     """Lines without control characters."""
     return "\n".join(indent + console.printable(line) for line in text.split("\n"))
+
+
+def _say(head: str, rest: str = "", between: str = "\n", style: str = "bold") -> None:
+    """Lines without control characters, their head in a style where stdout is a terminal."""
+    from rich.text import Text
+
+    rest = between * bool(head and rest) + _safe(rest)
+    console.draw(Text.assemble((console.printable(head), style), rest))
 
 
 def _open(options: argparse.Namespace) -> cache.Cache:
@@ -203,47 +220,94 @@ def _ls(options: argparse.Namespace) -> None:
 def _why(options: argparse.Namespace) -> None:
     if len(options.which) > 2:
         raise ConfigError("why: two folders or keys at most.")
-    folders = [Path(name) for name in options.which if (Path(name) / "manifest.json").exists()]
+    folders = [Path(name) for name in options.which if unseal(Path(name) / "manifest.json") is not None]
     if len(folders) == 2:
         from pipeline.diff import why
 
-        console.say(_safe("\n".join(why(*folders))) or "no difference")
+        split, *pair = _pairs(*folders)[0]  # their making is that of all splits
+        _say(f"split {split} of both" if split else "", "\n".join(why(*pair)) or "no difference")
         return
     opened = _open(options)
     entries = [entry for entry in map(_with_identity, opened.entries()) if entry is not None]
     known = {entry.key: entry for entry in entries}
-    chosen = [entry for name in options.which for entry in _chosen(entries, name)]
-    if len(options.which) == 2:
-        console.say(_safe("\n".join(cache.explain(chosen[0].identity, chosen[-1], known))) or "no difference")
+    chosen = [_chosen(entries, name, options.dir) for name in options.which]
+    if len(chosen) == 2:
+        keyed = next(found[0] for name, found in zip(options.which, chosen, strict=True) if Path(name) not in folders)
+        old, new = (_only(found, name, keyed.stage) for name, found in zip(options.which, chosen, strict=True))
+        said = ["the same entry"] if old.key == new.key else cache.explain(old.identity, new, known)
+        _say(f"{keyed.stage} {old.key} and {new.key}", "\n".join(said) or "no difference")
         return
     newest = {entry.stage: entry for entry in sorted(entries, key=cache.Entry.last_use)}
-    for entry in chosen or newest.values():
-        reasons = cache.why(entry, known)
-        console.say(console.printable(f"{entry.stage} {entry.key}: {'; '.join(reasons) or 'the only one of its stage'}"))
+    for entry in chosen[0] if chosen else newest.values():
+        _say(
+            f"{entry.stage} {entry.key}:",
+            console.printable("; ".join(cache.why(entry, known))) or "the only one of its stage",
+            " ",
+        )
 
 
-def _chosen(entries: list[cache.Entry], name: str) -> list[cache.Entry]:
-    """The entry of a key or its beginning, or those that a dataset was made from."""
-    if (manifest := unseal(Path(name) / "manifest.json")) is None:
-        return [_one(entries, name)]
-    keys = set(manifest["keys"].values())
-    return [entry for entry in entries if entry.key in keys]
+def _chosen(entries: list[cache.Entry], name: str, place: Path) -> list[cache.Entry]:
+    """The entry of a key or its beginning, or those that a dataset was made from, its splits too.
+
+    Raises ConfigError where there is none, or a beginning fits several.
+    """
+    folder = Path(name)
+    if (manifest := unseal(folder / "manifest.json")) is not None:
+        parts = [manifest, *(unseal(folder / split / "manifest.json") or {} for split in manifest.get("splits", ()))]
+        keys = {key for part in parts for key in part.get("keys", {}).values()}
+        found = [entry for entry in entries if entry.key in keys]
+        if not found:
+            raise ConfigError(f"nothing of {name!r} is in the cache {str(place)!r} (any more): set --dir.")
+        return found
+    found = [entry for entry in entries if f"{entry.stage}/{entry.key}".startswith(name) or entry.key.startswith(name)]
+    if not found:
+        raise ConfigError(
+            f"{name!r} is no finished dataset, and begins no key in the cache {str(place)!r}: `cache ls` lists them."
+        )
+    if len(found) > 1:
+        raise ConfigError(f"{name!r} fits {len(found)} entries: give more of the key, as `cache ls` shows it.")
+    return found
+
+
+def _only(found: list[cache.Entry], name: str, stage: str) -> cache.Entry:
+    """Of what a name stands for the entry of a stage. Raises ConfigError where there is none, or several."""
+    own = [entry for entry in found if entry.stage == stage]
+    if not own:
+        raise ConfigError(f"{name!r} has no entry of the stage {stage} in the cache, as the other has.")
+    if len(own) > 1:
+        keys = " or ".join(entry.key[:8] for entry in own)
+        raise ConfigError(f"{name!r} has {len(own)} entries of the stage {stage}: give {keys} instead.")
+    return own[0]
+
+
+def _pairs(old: Path, new: Path) -> list[tuple[str, Path, Path]]:
+    """Two datasets to compare, or each split that both hold, by name. Raises ConfigError where they share none."""
+    splits = [(unseal(folder / "manifest.json") or {}).get("splits", {}) for folder in (old, new)]
+    if not all(splits):
+        return [("", old, new)]
+    if not (shared := [split for split, _ in ordered(splits[0]) if split in splits[1]]):
+        raise ConfigError(f"{str(old)!r} and {str(new)!r} have no split in common.")
+    return [(split, old / split, new / split) for split in shared]
 
 
 def _diff(options: argparse.Namespace) -> None:
     from pipeline.diff import diff
 
-    found = diff(options.old, options.new)
+    found = {split: diff(*pair) for split, *pair in _pairs(options.old, options.new)}
     if options.json:
-        console.say(json.dumps(dataclasses.asdict(found)))
+        told = {split: dataclasses.asdict(one) for split, one in found.items()}
+        console.say(json.dumps(told.get("", told)))
         return
-    console.say(f"{found.rows[0]:,} and {found.rows[1]:,} rows, {found.same:,} in both")
-    for kind, count in (("changed", found.changed), ("removed", found.removed), ("added", found.added)):
-        numbers = ", ".join(f"{row:,}" for row in found.first[kind]) if count else ""
-        console.say(
-            f"{kind:<8} {count:,}" + (f"  row {numbers}{', …' if count > len(found.first[kind]) else ''}" if count else "")
-        )
-    console.say(f"they part at {found.parts_at}" if found.parts_at else "made from the same: no stage differs")
+    for split, one in found.items():
+        _say(f"{split}: " * bool(split) + f"{one.rows[0]:,} and {one.rows[1]:,} rows, {one.same:,} in both")
+        for kind, count, style in (
+            ("changed", one.changed, "yellow"),
+            ("removed", one.removed, "red"),
+            ("added", one.added, "green"),
+        ):
+            numbers = ", ".join(f"{row:,}" for row in one.first[kind]) + ", …" * (count > len(one.first[kind]))
+            _say(f"{kind:<8}", f"{count:,}" + f"  row {numbers}" * bool(count), " ", style if count else "")
+        console.say(f"they part at {one.parts_at}" if one.parts_at else "made from the same: no stage differs")
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -252,10 +316,11 @@ def _doctor(options: argparse.Namespace) -> None:
     bad = 0
     for finding in doctor(options.dir, options.outputs):
         bad += finding.state == "bad"
-        said = console.printable(finding.said) + (f": {console.printable(finding.advice)}" if finding.advice else "")
-        console.say(
-            json.dumps(dataclasses.asdict(finding)) if options.json else f"{finding.state:<5} {finding.what:<10} {said}"
-        )
+        if options.json:
+            console.say(json.dumps(dataclasses.asdict(finding)))
+            continue
+        said = console.printable(f"{finding.said}: {finding.advice}" if finding.advice else finding.said)
+        _say(f"{finding.state:<5}", f"{finding.what:<10} {said}", " ", STATES.get(finding.state, ""))
     if bad:
         raise ResourceError(f"{console.counted(bad, 'finding')} to mend before a run.")
 
@@ -281,13 +346,6 @@ def _with_identity(entry: cache.Entry) -> cache.Entry | None:
     except PipelineError:
         return None
     return cache.Entry(entry.cache, entry.stage, entry.key, content["identity"]) if content else None
-
-
-def _one(entries: list[cache.Entry], key: str) -> cache.Entry:
-    found = [entry for entry in entries if f"{entry.stage}/{entry.key}".startswith(key) or entry.key.startswith(key)]
-    if len(found) != 1:
-        raise ConfigError(f"{key!r} fits {len(found)} entries: give more of the key, as `cache ls` shows it.")
-    return found[0]
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from conftest import ROOT, composed
 from pipeline import cli, console, tools
+from pipeline.files import unseal
 from pipeline.run import run
 
 TINY = ["tokenizer=bytes", "embedding=none", "window.context_length=16"]
@@ -346,6 +347,59 @@ def test_the_cache_verbs_list_explain_verify_and_collect(at, verb):
     assert verb("cache", "gc", "--max-size", "1kB")[0] == 0
     assert verb("why", "zzz")[0] == 2 and verb("cache", "gc", "--max-size", "10XB")[0] == 2
     assert verb("cache", "--dir", "nowhere", "ls")[0] == 2
+
+
+def test_why_compares_a_dataset_with_the_key_of_a_stage_and_never_with_what_is_not_of_it(at, verb):
+    run(composed(*TINY, "name=old"))
+    run(composed(*TINY, "name=new", "window.stride=8"))
+    (at / "in.txt").write_text("the ferry was late because of the fog, and the fog because of the ferry\n" * 9)
+    run(composed(*TINY, "corpus=text", "corpus.paths=[in.txt]", "tokenizer=words", "name=away", "cache.dir=elsewhere"))
+    old, new = (unseal(at / f"outputs/{name}/manifest.json")["keys"] for name in ("old", "new"))
+    assert verb("why", "outputs/old", new["window"])[1] == (
+        f"window {old['window']} and {new['window']}\nwindow.stride 16 → 8\n"
+    )
+    assert "window.stride 8 → 16" in verb("why", f"window/{new['window'][:9]}", "outputs/old")[1]
+    assert "\nthe same entry\n" in verb("why", "outputs/old", old["window"])[1]
+    for given, said in (
+        (["outputs/away"], "nothing of 'outputs/away' is in the cache 'data/cache' (any more): set --dir."),
+        (["outputs/away", new["window"]], "nothing of 'outputs/away' is in the cache"),
+        ([old["load"], new["window"]], f"{new['window']!r} has no entry of the stage load in the cache"),
+        (["nope"], "'nope' is no finished dataset, and begins no key in the cache 'data/cache': `cache ls` lists them."),
+        (["window/"], "'window/' fits 2 entries: give more of the key"),
+    ):
+        code, out, err = verb("why", *given)
+        assert (code, out) == (2, "") and err.startswith(f"error: {said}"), given
+
+
+def test_why_and_diff_compare_datasets_of_splits_by_the_splits_that_both_hold(at, verb):
+    (at / "in.txt").write_text("".join(f"line {n} of many in the fog\n" for n in range(99)))
+    common = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=words", "embedding=none"]
+    for name, given in (("old", ["split.test=0.2"]), ("new", ["split.test=0.2", "split.validation=0.1"]), ("plain", [])):
+        run(composed(*common, *given, "window.context_length=4", f"name={name}"))
+    code, out, _ = verb("why", "outputs/old", "outputs/new")
+    assert code == 0 and out.startswith("split train of both\n") and "\nsplit.validation null → 0.1\n" in out
+    code, out, _ = verb("diff", "outputs/old", "outputs/new")
+    assert code == 0 and re.findall(r"^(\w+): ", out, re.M) == ["train", "test"]
+    assert json.loads(verb("diff", "--json", "outputs/old", "outputs/new")[1])["test"]["parts_at"] == "selection"
+    assert "rows" in json.loads(verb("diff", "--json", "outputs/old/test", "outputs/new/test")[1])
+    assert verb("why", "outputs/old", "outputs/plain")[0] == 2
+    window = unseal(at / "outputs/old/test/manifest.json")["keys"]["window"]
+    assert f"\nwindow {window}: " in verb("why", "outputs/old")[1]
+    assert "has 2 entries of the stage window: give " in verb("why", "outputs/old", window)[2]
+
+
+def test_trace_why_and_diff_have_colours_on_a_terminal_and_none_in_a_pipe(at, verb, monkeypatch):
+    run(composed(*TINY))
+    run(composed(*TINY, "name=other", "window.stride=8"))
+    calls = (["trace", "outputs/sample", "--row", "0"], ["why"], ["diff", "outputs/sample", "outputs/other"])
+    piped = [verb(*call)[1] for call in calls]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for call, plain in zip(calls, piped, strict=True):
+        coloured = verb(*call)[1]
+        assert "\x1b[" in coloured and "\x1b" not in plain and re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
 
 
 def test_the_run_record_holds_what_differs_and_the_manifest_does_not(at):
