@@ -3,13 +3,15 @@
     python -m scripts.walkthrough                    # on the sample; needs nothing
     python -m scripts.walkthrough corpus=verdict     # on the text of the chapter
 
-Arguments are those of `python -m pipeline`. Each step says the command that does it by hand. GPT-2's and BERT's
-tokenizers are taken where they can be had, else BPE and WordPiece learned from the text itself.
+Arguments are those of `python -m pipeline`, but for what the lesson decides itself: tokenizers, windows, and where the
+datasets go, which is a folder that is gone afterwards. Each step says the command that does it by hand. GPT-2's and
+BERT's tokenizers are taken where they can be had, else BPE and WordPiece learned from the text itself.
 """
 
 import contextlib
 import itertools
 import logging
+import shlex
 import shutil
 import sys
 import tempfile
@@ -19,17 +21,21 @@ from typing import Any
 
 from pipeline import cli, console, embedding, engine, model
 from pipeline import config as configs
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import ConfigError, InputError, Interrupted, PipelineError
 from pipeline.show import colour, spelt
 from pipeline.trace import Finished
 
 SENTENCE = "O rato roeu a roupa do rei de Roma"
 LENGTH, STEPS, FIRST = 4, 4, 10  # of a drawn window, windows drawn, tokens of a tokenizer shown
+DECIDED = ("name", "plan", "output", "tokenizer", "window", "split", "embedding.kind", "embedding.vectors")  # by the lesson
 TOKENIZERS = (("words", ""), ("gpt2", "bpe"), ("bert", "wordpiece"))  # and what stands in where one cannot be had
 
 
 def main() -> None:
     """Walk through the steps; ends the process with the exit codes of `pipeline.errors`."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__, end="")
+        return
     console.setup()
     logging.getLogger("pipeline").setLevel(logging.WARNING)
     try:
@@ -43,9 +49,12 @@ def walk(given: list[str], folder: Path) -> None:
     """All steps, for a corpus that these overrides name; datasets are made in `folder`."""
     flags, overrides = configs.check_arguments(given)
     if flags:
-        raise configs.ConfigError(f"walkthrough: {flags[0]} is no override; give those of the pipeline, as in corpus=verdict.")
-    corpus = [override for override in overrides if override.startswith("corpus")]
-    command = " ".join(["python -m pipeline", *corpus])
+        raise ConfigError(f"walkthrough: {flags[0]} is no override; give those of the pipeline, as in corpus=verdict.")
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    if taken := [key for key in keys if key == "embedding" or key.startswith(DECIDED)]:
+        raise ConfigError(f"walkthrough: the lesson decides {', '.join(taken)} itself: leave it out.")
+    machine = [override for key, override in zip(keys, overrides, strict=True) if key.startswith(("cache", "engine"))]
+    command = shlex.join(["python", "-m", "pipeline", *overrides, f"window.context_length={LENGTH}"])
     made: dict[str, Finished] = {}
     for wanted, instead in TOKENIZERS:
         for name in filter(None, (wanted, instead)):
@@ -59,13 +68,13 @@ def walk(given: list[str], folder: Path) -> None:
     _tokens(made, command)
     _ids(subwords, tokenizer, command)
     _window(subwords, tokenizer, command)
-    _pairs(folder)
+    _pairs(folder, machine)
     _tensors(subwords, tokenizer, command)
     _vector(subwords, tokenizer, command)
 
 
 def prepare(folder: Path, *overrides: str) -> Finished:
-    """A dataset in `folder`, by the pipeline itself."""
+    """A dataset in `folder`, by the pipeline itself. Raises what a run raises, without advice that the lesson cannot take."""
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
 
@@ -78,6 +87,11 @@ def prepare(folder: Path, *overrides: str) -> Finished:
         run(cli.plain(composed)[0])
     except Interrupted as stop:
         raise KeyboardInterrupt from stop
+    except InputError as error:
+        said, short, _ = str(error).partition("; lower window.")
+        if short:
+            raise InputError(f"{said}: the lesson wants a longer text.") from error
+        raise
     return Finished(folder)
 
 
@@ -109,6 +123,11 @@ def _stream(dataset: Finished, count: int) -> list[int]:
     """The first IDs of the stream: those of the first row, and the last target of each that follows."""
     rows = [dataset.row(index) for index in range(min(dataset.rows, max(1, count - LENGTH)))]
     return [*rows[0]["input_ids"], *(row["target_ids"][-1] for row in rows)][:count]
+
+
+def _home(dataset: Finished) -> str:
+    """Where a run by hand puts the same dataset."""
+    return f"outputs/{dataset.manifest['name']}"
 
 
 def _text(dataset: Finished, command: str) -> None:
@@ -148,7 +167,7 @@ def _ids(dataset: Finished, name: str, command: str) -> None:
         "3. IDs",
         f"The vocabulary of {name} has {len(dataset.vocabulary):,} tokens, each with a number of its own. A token keeps it "
         f"wherever it stands: {spelt(dataset, again)!r} is {again} at " + " and ".join(f"place {p}" for p in places) + ".",
-        f"{command} tokenizer={name}; less outputs/*/vocabulary.json",
+        f"{command} tokenizer={name}; head {_home(dataset)}/vocabulary.json",
     )
     for i in stream[:FIRST]:
         from rich.text import Text
@@ -164,7 +183,7 @@ def _window(dataset: Finished, name: str, command: str) -> None:
         "4. The sliding window",
         f"A row is {LENGTH} tokens; its targets are the same, one further on. The next row begins one token later "
         f"(window.stride=1): {console.counted(dataset.rows, 'row')} in all.",
-        f"{command} tokenizer={name} window.context_length={LENGTH} window.stride=1",
+        f"{command} tokenizer={name} window.stride=1",
     )
     stream = _stream(dataset, LENGTH + STEPS)
     widths = [cell_len(spelt(dataset, i)) + 1 for i in stream]
@@ -179,16 +198,17 @@ def _window(dataset: Finished, name: str, command: str) -> None:
             console.draw(line)
 
 
-def _pairs(folder: Path) -> None:
+def _pairs(folder: Path, machine: list[str]) -> None:
     from rich.text import Text
 
     (folder / "rato.txt").write_text(SENTENCE, "utf-8")
     dataset = prepare(folder / "pairs", "corpus=text", f"corpus.paths=['{folder / 'rato.txt'}']", "tokenizer=words",
-                      "window=prefix", "embedding=none")  # fmt: skip
+                      "window=prefix", "embedding=none", *machine)  # fmt: skip
     _say(
         "5. Growing pairs",
         f"A sentence of {dataset.rows + 1} tokens asks {dataset.rows} questions: given these, which comes next?",
-        "python -m pipeline corpus=text corpus.paths=[rato.txt] tokenizer=words window=prefix embedding=none",
+        f"printf '{SENTENCE}' > rato.txt; python -m pipeline corpus=text 'corpus.paths=[rato.txt]' tokenizer=words "
+        "window=prefix embedding=none name=rato; python -m pipeline.tools show outputs/rato --row -1",
     )
     for index in range(dataset.rows):
         row = dataset.row(index)
@@ -203,7 +223,8 @@ def _tensors(dataset: Finished, name: str, command: str) -> None:
     _say(
         "6. Tensors",
         "Two rows as a training job gets them:",
-        f"{command} tokenizer={name}; then open_dataset(...).loader(batch_size=2)",
+        f"{command} tokenizer={name} window.stride=1; python -c 'from pipeline import open_dataset; "
+        f'print(next(iter(open_dataset("{_home(dataset)}").loader(2, shuffle=False))))\'',
     )
     for column in ("input_ids", "target_ids"):
         rows = "".join(f"\n    {row}" for row in batch[column].tolist())
