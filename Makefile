@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-all check clean
+.PHONY: install run test test-all check clean
+
+install: $(INSTALLED)
 
 run: $(INSTALLED)
 	$(BIN)/python -m pipeline

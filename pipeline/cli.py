@@ -339,6 +339,8 @@ def complain(error: BaseException) -> int:
 
 
 def _show(outcome: Any) -> None:
+    from pipeline import output
+
     rows = [
         [s.stage, s.state, s.rows or "", s.tokens or "", console.size(s.bytes) if s.bytes else "", s.seconds or ""]
         for s in outcome.stages
@@ -347,7 +349,14 @@ def _show(outcome: Any) -> None:
     console.say("\n".join([*ledger_lines(outcome.ledger, outcome.splits, outcome.mixture), *plan_lines(outcome)]))
     done = "wrote" if outcome.published else "there already, unchanged:"
     console.say(f"{done} {console.counted(outcome.rows, 'row')} in {outcome.seconds:.2f} s")
+    _say_page(outcome.folder / output.REPORT)
     console.say(console.printable(outcome.address))
+
+
+def _say_page(page: Path) -> None:
+    """Where the page is, if there is one."""
+    if page.exists():
+        console.say(f"its page: {console.printable(str(page))}")
 
 
 def ledger_lines(
@@ -478,6 +487,7 @@ def _report(jobs: list[Job]) -> None:
     told = [(job.name or "", job.outcome and job.outcome.folder, str(job.error or "")) for job in jobs]
     try:
         report.write_sweep(folder := folders.pop(), told, run_name(0))
+        _say_page(folder / output.SWEEP)
     except Exception as error:
         if engine.interrupted():
             raise

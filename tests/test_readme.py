@@ -148,6 +148,18 @@ def test_the_tree_names_every_module_and_every_group_and_nothing_else(page, head
     assert not gone, f"in the tree but not there: {sorted(gone)}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "README.pt-BR.md"])
+def test_three_commands_lead_from_a_short_text_of_ones_own_to_its_page(page, at):
+    block = re.search(r"^```sh\n(make install\n.*?)^```$", (ROOT / page).read_text("utf-8"), re.S | re.M)[1]
+    install, prepare, look = block.splitlines()
+    assert re.search(rf"^{install.removeprefix('make ')}: \$\(INSTALLED\)$", (ROOT / "Makefile").read_text(), re.M)
+    (at / "mine.txt").write_text(
+        "Dear Hester,\nthe ferry was late because of the fog, and the fog was late because of the ferry.\n"
+    )
+    assert "\nits page: outputs/mine/report.html\noutputs/mine\n" in ran(prepare.removeprefix(".venv/bin/"))
+    assert (at / look.split()[1]).is_file()
+
+
 def test_the_tutorial_shows_the_same_in_both_languages():
     english, portuguese = ([block[0] for block in BLOCK.finditer((ROOT / page).read_text("utf-8"))]
                            for page in ("docs/tutorial.md", "docs/tutorial.pt-BR.md"))  # fmt: skip

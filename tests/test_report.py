@@ -247,9 +247,10 @@ def test_the_command_of_a_page_composes_the_configuration_again(overrides):
 
 
 @pytest.mark.slow
-def test_a_sweep_has_a_page_that_compares_its_jobs(at):
+def test_a_sweep_has_a_page_that_compares_its_jobs(at, capsys):
     arguments = ["-m", "window.context_length=16,64", "embedding=none", "tokenizer=words"]
     assert cli.exit_code(arguments) == 0
+    assert capsys.readouterr().out.endswith("\nits page: outputs/sample/sweep.html\noutputs/sample\n")
     page = opened(at / "outputs/sample", "sweep.html")
     require_alone(page)
     assert "window.context_length" in page.text and "2 jobs" in page.text
