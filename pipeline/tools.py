@@ -86,7 +86,7 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
     differing = add("diff", _diff, "the rows of two datasets: which were added, removed, changed, and where the stages part")
     differing.add_argument("old", type=Path)
     differing.add_argument("new", type=Path)
-    differing.add_argument("--json", action="store_true", help="one JSON object")
+    differing.add_argument("--json", action="store_true", help="one JSON object; of datasets with splits one of each split's")
     checked = add("doctor", _doctor, "is this machine fit for the pipeline? Ends with 5 where something must be mended")
     checked.add_argument("--outputs", type=Path, default=Path("outputs"), help="where datasets go, by default outputs")
     checked.add_argument("--json", action="store_true", help="one JSON object a line")

@@ -27,7 +27,7 @@ from pipeline.trace import Finished
 
 SENTENCE = "O rato roeu a roupa do rei de Roma"
 LENGTH, STEPS, FIRST = 4, 4, 10  # of a drawn window, windows drawn, tokens of a tokenizer shown
-DECIDED = ("name", "plan", "output", "tokenizer", "window", "split", "embedding.kind", "embedding.vectors")  # by the lesson
+DECIDED = ("name", "plan", "output", "tokenizer", "vocabulary", "window", "split", "embedding.kind", "embedding.vectors")
 TOKENIZERS = (("words", ""), ("gpt2", "bpe"), ("bert", "wordpiece"))  # and what stands in where one cannot be had
 
 

@@ -60,7 +60,7 @@ def test_what_is_said_to_do_it_by_hand_does_it(at, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "override", ["embedding=none", "split.validation=0.3", "window=prefix", "window.tail=pad", "tokenizer=gpt2", "name=mine",
-                 "output.dir=mine", "plan=true", "embedding.vectors=always"],
+                 "output.dir=mine", "plan=true", "vocabulary.append_eos=true", "embedding.vectors=always"],
 )  # fmt: skip
 def test_what_the_lesson_decides_itself_is_refused_by_name(at, monkeypatch, capsys, override):
     with pytest.raises(SystemExit) as stop:
