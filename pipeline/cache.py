@@ -67,6 +67,7 @@ from pipeline.files import (
     digest,
     fsync_dir,
     hash_file,
+    is_note,
     open_regular,
     seal,
     stat_of,
@@ -418,14 +419,17 @@ class Entry:
         return self.checked(unseal(self.folder / "manifest.json", links=False))
 
     def checked(self, content: Json | None) -> Json | None:
-        """What was unsealed, where it is a manifest of this entry. Raises as `manifest`."""
+        """What was unsealed, where it is a manifest of this entry that adds up. Raises as `manifest`."""
         if content is None or content.get("key") != self.key or not isinstance(content.get("files"), dict):
             return None
-        for name, note in content["files"].items():
+        for name in content["files"]:
             self.path(name)
-            if not isinstance(note, dict) or not note.keys() >= {"bytes", "sha256"}:
-                return None
-        return content
+        notes = list(content["files"].values())
+        if not all(map(is_note, notes)) or not isinstance(content.get("ledger"), dict):
+            return None
+        told = (content, content["ledger"].get(self.stage, {}))
+        rows = sum(note.get("counts", {}).get("rows", 0) for note in notes)
+        return content if all(isinstance(part, dict) and part.get("rows", 0) == rows for part in told) else None
 
     def receipt(self, name: str) -> Json | None:
         """{"bytes", "sha256"} and the notes of a finished file, where it is still as it was then; else None."""
@@ -511,9 +515,12 @@ class Entry:
                 temporary.unlink()
 
     def finish(self, names: list[str], receipts: list[Json], **facts: Any) -> Json:
-        """Publish the manifest over finished files; from here on the entry exists. Returns it. Raises ResourceError."""
+        """Publish the manifest over finished files; from here on the entry exists. Returns it. Raises ResourceError.
+
+        It is believed where the rows that the files count are the fact `rows`, and those of the stage in the fact `ledger`.
+        """
         files = dict(zip(names, receipts, strict=True))
-        content = {**facts, "schema": SCHEMA, "key": self.key, "identity": self.identity, "files": files}
+        content = {"ledger": {}, **facts, "schema": SCHEMA, "key": self.key, "identity": self.identity, "files": files}
         if shelf := self.shelf:  # the folder here stays as it is: some of these files may never have been in it
             shelf.finish(content)
             return content
@@ -534,7 +541,7 @@ class Entry:
     def _receipt(self, name: str) -> Json | None:
         """The receipt of a file as it stands; the file is not looked at."""
         content = unseal(self._receipt_path(name), links=False)
-        if content is None or content.get("of") != [self.stage, self.key, name]:
+        if content is None or content.get("of") != [self.stage, self.key, name] or not is_note(content.get("note")):
             return None
         return dict(content["note"])
 

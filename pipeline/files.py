@@ -129,6 +129,50 @@ def hash_file(file: Path | int) -> tuple[int, str]:
     return size, sha.hexdigest()
 
 
+def is_note(value: Any) -> bool:
+    """Does it say what a manifest or a receipt must say of a finished file?"""
+    if not isinstance(value, dict) or not value.keys() >= {"bytes", "sha256"}:
+        return False
+    counts = value.get("counts", {})
+    return isinstance(counts, dict) and all(type(count) is int for count in (value["bytes"], *counts.values()))
+
+
+def differs(path: Path, note: Json) -> str | None:
+    """How a file differs from the bytes and sha256 that a manifest notes, in words; None where it does not.
+
+    Links are followed, pipes and devices never read. Raises ResourceError where the file cannot be read.
+    """
+    try:
+        size, sha = hash_file(open_regular(path, links=True))
+    except FileNotFoundError:
+        found = "nothing"
+    except ValueError as error:
+        found = str(error)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    else:
+        if (size, sha) == (note["bytes"], note["sha256"]):
+            return None
+        found = f"{size} bytes, sha256 {sha}"
+    return f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {found}"
+
+
+def require_whole(path: Path, note: Json) -> None:
+    """Raise IntegrityError where a file of a dataset `differs` from what its manifest notes."""
+    if problem := differs(path, note):
+        raise IntegrityError(f"{str(path)!r} is damaged: {problem}. Run the pipeline again: it writes it anew.")
+
+
+def read_record(path: Path) -> Json:
+    """The object in a JSON file that nothing vouches for; empty where it is missing or something else."""
+    try:
+        with open(open_regular(path, links=True), "rb") as file:
+            record = json.loads(file.read(MANIFEST_LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def fsync_dir(path: Path) -> None:
     """Make the names in a folder reach the disk, where the file system knows how."""
     handle = os.open(path, os.O_RDONLY)

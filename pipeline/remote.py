@@ -54,7 +54,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import engine, stores
 from pipeline.config import Engine
 from pipeline.errors import IntegrityError, PipelineError, ResourceError, from_os_error
-from pipeline.files import Json, hash_file, seal, storing, unsealed
+from pipeline.files import Json, hash_file, is_note, seal, storing, unsealed
 
 if TYPE_CHECKING:
     from pipeline.cache import Entry
@@ -341,7 +341,7 @@ class Shelf:
     def _sealed_receipt(self, name: str) -> Json | None:
         data = self.store.read(self._receipt_place(name))
         content = unsealed(data, self._receipt_place(name)) if data is not None else None
-        if content is None or content.get("of") != [self.entry.stage, self.entry.key, name]:
+        if content is None or content.get("of") != [self.entry.stage, self.entry.key, name] or not is_note(content.get("note")):
             return None
         return dict(content["note"])
 

@@ -51,7 +51,9 @@ def make(entry: Entry, computed: list[str] | None = None) -> dict[str, Any]:
                     file.write(data)
                 if computed is not None:
                     computed.append(name)
-        manifest = entry.finish(list(SHARDS), [entry.receipt(name) or {} for name in SHARDS], ledger={"in": 3})
+        notes = [entry.receipt(name) or {} for name in SHARDS]
+        rows = sum("counts" in note for note in notes)
+        manifest = entry.finish(list(SHARDS), notes, ledger={entry.stage: {"rows": rows}}, rows=rows)
     return manifest
 
 
@@ -707,12 +709,46 @@ def test_a_manifest_that_lists_a_path_is_rejected_unopened(cache: Cache, name: s
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("files", [[], {"0.arrow": 1}, {"0.arrow": {}}, {"0.arrow": None}, None])
+NOTE = {"bytes": 1, "sha256": "0"}
+
+
+@pytest.mark.parametrize(
+    "files", [[], {"0.arrow": 1}, {"0.arrow": {}}, {"0.arrow": None}, {"0.arrow": {**NOTE, "counts": 1}}, None]
+)
 def test_a_manifest_of_another_shape_is_absent(cache: Cache, files: Any) -> None:
     entry = cache.entry("ids", IDENTITY)
     manifest = make(entry)
     damaged(entry.folder / "manifest.json", seal({**manifest, "files": files}))
     assert entry.verified() is None
+
+
+@pytest.mark.parametrize("lost", ["ledger", "rows", "counts", "files", "stage", "rows of the ledger"])
+def test_a_manifest_that_does_not_add_up_is_absent_and_its_entry_is_computed_again(cache: Cache, lost: str) -> None:
+    entry, computed = cache.entry("ids", IDENTITY), []
+    manifest = make(entry)
+    if lost == "counts":
+        del manifest["files"]["00001.arrow"]["counts"]
+    elif lost == "files":
+        manifest["files"] = {}
+    elif lost == "stage":
+        manifest["ledger"] = {}
+    elif lost == "rows of the ledger":
+        manifest["ledger"]["ids"] = []
+    else:
+        del manifest[lost]
+    damaged(entry.folder / "manifest.json", seal(manifest))
+    assert entry.verified() is None and dict(cache.verify())[entry.folder / "manifest.json"] == "not as it was written"
+    make(entry, computed)
+    assert computed == list(SHARDS)
+    require_whole(entry)
+
+
+def test_a_receipt_of_another_shape_is_absent(cache: Cache) -> None:
+    entry = cache.entry("ids", IDENTITY)
+    with entry.write("00000.arrow") as file:
+        file.write(b"zero")
+    damaged(entry.folder / ".00000.arrow.receipt", seal({"of": ["ids", entry.key, "00000.arrow"]}))
+    assert entry.receipt("00000.arrow") is None
 
 
 @pytest.mark.parametrize("name", ["00001.arrow", "manifest.json"])
@@ -1004,7 +1040,7 @@ def stored(cache: Cache, number: int, age: float) -> Entry:
     entry = cache.entry("ids", {"number": number})
     with entry.write("00000.arrow", lambda: {"counts": {"rows": number}}) as file:
         file.write(b"x" * 10_000)
-    entry.finish(["00000.arrow"], [entry.receipt("00000.arrow") or {}])
+    entry.finish(["00000.arrow"], [entry.receipt("00000.arrow") or {}], ledger={"ids": {"rows": number}}, rows=number)
     os.utime(entry.folder / "manifest.json", (time.time() - age,) * 2)
     return entry
 

@@ -60,7 +60,7 @@ def write(entry: Entry, name: str, data: bytes) -> dict[str, Any]:
 def whole(cache: Cache, *names: str, data: bytes = b"data of ") -> Entry:
     entry = cache.entry("load", {"n": 1})
     notes = [write(entry, name, data + name.encode()) for name in names]
-    entry.finish(list(names), notes)
+    entry.finish(list(names), notes, ledger={"load": {"rows": len(names)}}, rows=len(names))
     return entry
 
 
@@ -94,7 +94,9 @@ def test_an_unfinished_entry_is_resumed_on_another_scratch_and_the_first_one_wit
     assert other.manifest() is None
     note = other.receipt("00000000.arrow")
     assert note is not None and note["counts"] == {"rows": 1} and other.receipt("00000001.arrow") is None
-    other.finish(["00000000.arrow", "00000001.arrow"], [note, write(other, "00000001.arrow", b"b")])
+    other.finish(
+        ["00000000.arrow", "00000001.arrow"], [note, write(other, "00000001.arrow", b"b")], ledger={"load": {"rows": 2}}, rows=2
+    )
     alone = Cache.open(Path("one")).entry("load", {"n": 1})
     assert alone.verified() is None and alone.receipt("00000000.arrow") == note
 
