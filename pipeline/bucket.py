@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import engine, output
+from pipeline import engine, manifests, output
 from pipeline.config import Engine
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.files import Json, digest, hash_file, seal, storing, unsealed
@@ -165,6 +165,7 @@ def verify(url: str) -> Iterator[tuple[str, str | None]]:
     top = Place(url.rstrip("/")).manifest()
     if top is None:
         raise IntegrityError(f"{url!r} has no manifest.json that is whole: it is not a finished dataset of this pipeline.")
+    manifests.require(top, f"{url.rstrip('/')}/manifest.json")
     store = Store(f"{url.rstrip('/')}/{top['at']}" if "at" in top else url)
     for name, note in top["files"].items():
         yield f"{store.url}/{name}", differs(store, name, note["bytes"], note["sha256"])
@@ -210,9 +211,9 @@ class Mirror:
         if data is None:
             raise ConfigError(f"{url!r} is no finished dataset: it has no manifest.json.")
         manifest = unsealed(data, f"{url}/manifest.json")
-        if manifest is None or not isinstance(manifest.get("files"), dict):
+        if manifest is None:
             raise IntegrityError(f"'{url}/manifest.json' is not as it was written: run the pipeline again to restore it.")
-        return manifest
+        return manifests.require(manifest, f"{url}/manifest.json")
 
     def split(self, name: str | None) -> "Mirror":
         """One of its splits; itself where `name` is None."""

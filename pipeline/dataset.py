@@ -15,9 +15,8 @@ hashed when one of its rows is first asked for (`verify="touch"`), all files at 
 (`verify="sizes"`). Whatever differs is an IntegrityError naming the file, what was expected and what was found.
 """
 
-import json
 import os
-import re
+import stat
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import embedding, engine
+from pipeline import embedding, engine, manifests
 from pipeline.arrow import flattened, read_batches, read_schema, row_offsets, to_numpy
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
-from pipeline.files import Json, Stat, digest, hash_file, stat_of, unseal
+from pipeline.files import Json, Stat, digest, require_whole, stat_of
 from pipeline.model import TOKENS
 from pipeline.split import ordered
 from pipeline.stores import is_url
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from pipeline.documents import Documents
     from pipeline.loader import Loader
 
-FILE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*")  # below the folder, never out of it
 VERIFY = ("touch", "full", "sizes")
 
 Sample = dict[str, "torch.Tensor"]
@@ -80,7 +78,7 @@ def open_dataset(
 
 def require_split(path: Path, split: str | None) -> None:
     """Raise ConfigError where the dataset at `path` has no such split, or has splits and none is named."""
-    manifest = unseal(path / "manifest.json") or {}
+    manifest = manifests.read(path / "manifest.json") or {}
     known = [name for name, _ in ordered(manifest.get("splits", {}))]
     if known and split not in known:
         raise ConfigError(f"{str(path)!r} has the splits {', '.join(known)}: open one of them, as in split={known[0]!r}.")
@@ -122,13 +120,9 @@ class WindowDataset:
         else:
             for name in self.manifest["files"]:
                 self._require_size(name)
-        self._names = self._data_files()
-        rows = [int(self.manifest["files"][name]["rows"]) for name in self._names]
+        self._names = manifests.data_files(self.manifest)
+        rows = [self.manifest["files"][name]["rows"] for name in self._names]
         self._starts: list[int] = [0, *np.cumsum(rows, dtype=np.int64).tolist()]
-        if self._starts[-1] != self.manifest["rows"]:
-            raise IntegrityError(
-                f"{str(path)!r}: {self._starts[-1]} rows in its files, {self.manifest['rows']} in its manifest."
-            )
         self._files: list[_File | None] = [None] * len(rows)
         self._untouched = len(rows)
         self.schema = self._open(0).schema
@@ -260,37 +254,23 @@ class WindowDataset:
         if not path.is_file():
             raise ConfigError(f"{str(self.path)!r} is no finished dataset: it has no manifest.json.")
         require_split(self.path, None)
-        manifest = unseal(path)
+        manifest = manifests.read(path)
         if manifest is None:
             raise IntegrityError(f"{str(path)!r} is not as it was written: run the pipeline again to restore it.")
-        for name, note in manifest["files"].items():
-            if not FILE.fullmatch(name):
-                raise IntegrityError(f"{str(path)!r} lists {name!r}, which is not a file inside its folder.")
-            if not {"bytes", "sha256"} <= note.keys():
-                raise IntegrityError(f"{str(path)!r} says too little of {name!r}: run the pipeline again.")
         return manifest
-
-    def _data_files(self) -> list[str]:
-        """The data files in order, as state.json lists them; they must be those of the manifest."""
-        self._require_size("state.json")
-        self._require_hash("state.json")
-        state = json.loads((self.path / "state.json").read_bytes())
-        names = [item["filename"] for item in state["_data_files"]]
-        if unknown := [name for name in names if "rows" not in self.manifest["files"].get(name, {})]:
-            raise IntegrityError(
-                f"{str(self.path / 'state.json')!r} lists {unknown[0]!r}, whose rows its manifest does not know."
-            )
-        return names
 
     def _stat(self, name: str) -> Stat:
         if self._mirror is not None:
             self._mirror.fetch(name)
         try:
-            return stat_of((self.path / name).stat())
+            found = (self.path / name).stat()
         except FileNotFoundError:
             return (-1, -1, -1, -1)
         except OSError as error:
             raise from_os_error(error, self.path / name) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise IntegrityError(f"{str(self.path / name)!r} is damaged: not a regular file. Run the pipeline again.")
+        return stat_of(found)
 
     def _require_size(self, name: str) -> None:
         note = self.manifest["files"].get(name)
@@ -316,15 +296,7 @@ class WindowDataset:
             return
         if self._hashed.get(name) == (before := self._stat(name)):
             return
-        note = self.manifest["files"][name]
-        try:
-            size, sha = hash_file(self.path / name)
-        except OSError as error:
-            raise from_os_error(error, self.path / name) from error
-        if (size, sha) != (note["bytes"], note["sha256"]):
-            raise IntegrityError(
-                f"{str(self.path / name)!r} is damaged: expected sha256 {note['sha256']}, found {sha}. Run the pipeline again."
-            )
+        require_whole(self.path / name, self.manifest["files"][name])
         self._hashed[name] = before
 
     def _open(self, number: int) -> "_File":

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import engine, files
+from pipeline import engine, files, manifests
 from pipeline.errors import ConfigError, ResourceError, from_os_error
 from pipeline.files import Json
 from pipeline.split import ordered
@@ -88,7 +88,8 @@ def require_ours(folder: Path) -> None:
     """Raise, before any work, where no dataset can be put at `folder`.
 
     ConfigError where something lies there that is not a dataset of ours (an empty folder, or one with nothing but
-    datasets of ours, will do); ResourceError where the place cannot be written.
+    datasets of ours, will do); IntegrityError where its manifest is none of ours for all its seal; ResourceError where
+    the place cannot be written.
     """
     if folder.name == WORKSHOP:
         raise ConfigError(f"{str(folder)!r} is where datasets are built: set output.dir= or name=.")
@@ -101,7 +102,7 @@ def require_ours(folder: Path) -> None:
         raise from_os_error(error, folder) from error
     if folder.is_dir() and not folder.is_symlink():
         inside = {p.name for p in folder.iterdir()} - {WORKSHOP, SWEEP}
-        if not inside or files.unseal(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
+        if not inside or manifests.read(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
             _require_writable(folder)
             return
     if os.path.lexists(folder / "manifest.json"):
@@ -171,6 +172,7 @@ def sources(folder: Path, manifest: Json) -> list[Json]:
     """`path`, `bytes`, `sha256`, and `part` of a mixture, of each input file of the dataset at `folder`, in order."""
     if SOURCES not in manifest["files"]:
         return list(manifest["sources"])
+    files.require_whole(folder / SOURCES, manifest["files"][SOURCES])
     with open(folder / SOURCES, "rb") as file:
         return [json.loads(line) for line in file]
 

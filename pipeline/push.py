@@ -9,9 +9,9 @@ import os
 import sys
 from pathlib import Path
 
+from pipeline import manifests
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.exports import splits
-from pipeline.files import unseal
 
 
 def push(dataset: str | os.PathLike[str], repo: str, public: bool = False) -> str:
@@ -30,7 +30,7 @@ def push(dataset: str | os.PathLike[str], repo: str, public: bool = False) -> st
         raise ConfigError("push: set the environment variable HF_TOKEN to a token that may write (hf.co/settings/tokens).")
     path = Path(os.path.abspath(dataset))
     opened = splits(path, verify="full").values()
-    names = {"manifest.json", *(unseal(path / "manifest.json") or {"files": {}})["files"]}
+    names = {"manifest.json", *(manifests.read(path / "manifest.json") or {"files": {}})["files"]}
     for split in opened:
         names |= {os.path.relpath(split.path / name, path) for name in ("manifest.json", *split.manifest["files"])}
     if not sys.stderr.isatty():

@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import charts, cli, console, embedding, model, output
+from pipeline import charts, cli, console, embedding, manifests, model, output
 from pipeline import config as configs
 from pipeline.arrow import flags, flattened, list_values, read_batches, to_numpy
-from pipeline.files import Json, unseal
+from pipeline.files import Json, read_record
 from pipeline.show import spelt
 from pipeline.split import ordered
 from pipeline.temporary import run_name
@@ -71,7 +71,7 @@ def write(folder: Path, run: str, opened: type[Finished] | None = None) -> None:
 
 
 def _write(folder: Path, run: str, opened: type[Finished]) -> Path:
-    manifest = unseal(folder / "manifest.json") or {}
+    manifest = manifests.read(folder / "manifest.json") or {}
     for name in manifest.get("splits", ()):
         output.write_text(folder, f"{name}/{output.REPORT}", page(opened(folder / name)), run)
     text = render("report.html", _whole(folder, manifest)) if manifest.get("splits") else page(opened(folder))
@@ -90,8 +90,8 @@ def report(folder: Path) -> list[Path]:
     Returns their paths. Raises ConfigError where there is neither, IntegrityError where a file is damaged.
     """
     written = []
-    jobs = sorted(path.parent for path in folder.glob("*/manifest.json") if unseal(path) is not None)
-    whole = unseal(folder / "manifest.json") or {}
+    jobs = sorted(path.parent for path in folder.glob("*/manifest.json") if manifests.read(path) is not None)
+    whole = manifests.read(folder / "manifest.json") or {}
     jobs = [job for job in jobs if job.name not in whole.get("splits", ())]
     for place in ([folder] if whole or not jobs else []) + jobs:
         written.append(_write(place, run_name(0), Finished))
@@ -224,7 +224,7 @@ def _made(folder: Path, manifest: Json) -> Json:
         "unknown": ledger["encode"].get("unknown", 0),
         "flow": flow(ledger, manifest.get("split")),
         "mixture": [{"name": part, **manifest["mixture"][part]} for part in manifest["config"]["corpus"].get("parts") or ()],
-        "copies": _copies(manifest, unseal(folder.parent / "manifest.json") if manifest.get("split") else None),
+        "copies": _copies(manifest, manifests.read(folder.parent / "manifest.json") if manifest.get("split") else None),
         "stages": _stages(record, text),
         "record": {name: record.get(name) for name in ("started", "seconds", "cores", "host", "python", "platform")},
         "disk": sum(note["bytes"] for note in manifest["files"].values()),
@@ -240,12 +240,7 @@ def _made(folder: Path, manifest: Json) -> Json:
 
 def _record(folder: Path) -> Json:
     """What `run.json` says, for a split that of the whole; nothing where it is missing or damaged."""
-    place = folder if (folder / "run.json").exists() else folder.parent
-    try:
-        record = json.loads((place / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return read_record((folder if (folder / "run.json").exists() else folder.parent) / "run.json")
 
 
 def _flat(tree: Json, dotted: str = "") -> list[tuple[str, str]]:
@@ -376,7 +371,7 @@ def _ids(dataset: Finished) -> Iterator[np.ndarray]:
     """The IDs of a bounded part of the rows, padding left out: whole batches, spread evenly."""
     slots = dataset.manifest["ledger"]["window"]["slots"]
     every, number = max(1, -(-slots // MOST_IDS)), 0
-    for name in sorted(name for name in dataset.manifest["files"] if name.startswith("data-")):
+    for name in manifests.data_files(dataset.manifest):
         for batch in read_batches(dataset.file(name)):
             if number % every == 0:
                 rows = batch["input_ids"]
@@ -627,7 +622,7 @@ def _job(name: str, folder: Path | None, problem: str) -> Json:
     settings = dict(setting.split("=", 1) for setting in re.split(r",(?=[^,=]+=)", name) if "=" in setting)
     nothing = dict.fromkeys(("rows", "targets", "disk", "seconds", "lost", "link"))
     job: Json = {"name": name, "settings": settings or {"job": name}, "problem": problem, **nothing}
-    manifest = unseal(folder / "manifest.json") if folder else None
+    manifest = manifests.read(folder / "manifest.json") if folder else None
     if folder is None or manifest is None:
         return job
     splits = [own["ledger"] for own in manifest.get("splits", {}).values()] or [manifest["ledger"]["window"]]

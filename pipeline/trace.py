@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import backends, corpus, files, hub, output, places, plan, sample, stores, tokenizer, window
+from pipeline import backends, corpus, files, hub, manifests, output, places, plan, sample, stores, tokenizer, window
 from pipeline import config as configs
 from pipeline.arrow import adjoin, flags, numbers, read_batches, string_bytes, to_numpy
-from pipeline.errors import ConfigError, IntegrityError, from_os_error
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.pretrained import SLOW
 from pipeline.split import ordered
 
@@ -80,7 +80,7 @@ class Finished:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        manifest = files.unseal(folder / "manifest.json")
+        manifest = manifests.read(folder / "manifest.json")
         if manifest is None:
             raise ConfigError(
                 f"{str(folder)!r} is not a finished dataset of this pipeline: it has no manifest.json that is whole."
@@ -106,15 +106,10 @@ class Finished:
 
     def file(self, name: str) -> Path:
         """The path of a file, once its bytes are those that the manifest names. Raises IntegrityError."""
-        note, path = self.manifest["files"].get(name), self.folder / name
-        try:
-            whole = note is not None and files.hash_file(path) == (note["bytes"], note["sha256"])
-        except FileNotFoundError:
-            whole = False
-        except OSError as error:
-            raise from_os_error(error, path) from error
-        if not whole:
-            raise IntegrityError(f"{str(path)!r} is not what its manifest says: run the pipeline again, it writes it anew.")
+        path = self.folder / name
+        if name not in self.manifest["files"]:
+            raise IntegrityError(f"{str(path)!r} is not listed in its manifest: run the pipeline again, it writes it anew.")
+        files.require_whole(path, self.manifest["files"][name])
         return path
 
     @cached_property
@@ -158,7 +153,7 @@ class Finished:
     @cached_property
     def spelt(self) -> np.ndarray | None:
         """Bytes of text in each token, int64 `[V]`, where letters of tokens stand for bytes; else None."""
-        tree = backends.parse((self.folder / "tokenizer" / "tokenizer.json").read_bytes())
+        tree = backends.parse(self.file("tokenizer/tokenizer.json").read_bytes())
         if not tokenizer.bytewise(tree):
             return None
         widths = np.zeros(self.tokenizer.size, np.int64)
@@ -185,7 +180,7 @@ class Finished:
     def row(self, index: int) -> dict[str, Any]:
         """The columns of one row, less `embeddings`."""
         left = self.place(index)
-        for name in sorted(n for n in self.manifest["files"] if n.startswith("data-")):
+        for name in manifests.data_files(self.manifest):
             if left >= self.manifest["files"][name]["rows"]:
                 left -= self.manifest["files"][name]["rows"]
                 continue

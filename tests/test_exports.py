@@ -222,7 +222,10 @@ def test_an_id_that_two_bytes_cannot_hold_is_refused_by_nanogpt_and_kept_by_mega
 def test_each_split_goes_to_what_the_format_calls_it(at):
     held, documents = prepared("window.stride=3", "output.dir=both/validation")
     prepared("window.stride=5", "output.dir=both/train")
-    Path("both/manifest.json").write_bytes(files.seal({"splits": {"train": {}, "validation": {}}, "files": {}}))
+    whole = files.unseal(Path("both/train/manifest.json"))
+    notes = {f"train/{name}": note for name, note in whole["files"].items()}
+    splits = {name: {"rows": whole["rows"], "ledger": whole["ledger"]["window"]} for name in ("train", "validation")}
+    Path("both/manifest.json").write_bytes(files.seal({**whole, "splits": splits, "files": notes}))
     out = export("both", "nanogpt")
     assert sorted(manifest(out)["files"]) == ["train.bin", "val.bin"]
     assert np.fromfile(out / "val.bin", "<u2")[:9].tolist() == [*chain(*documents)][:9]

@@ -31,7 +31,7 @@ import os
 import shlex
 from pathlib import Path
 
-from pipeline import __version__, console, files, output
+from pipeline import __version__, console, files, manifests, output
 from pipeline.dataset import WindowDataset, open_dataset
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.exports.source import Source
@@ -79,7 +79,7 @@ def export(dataset: str | os.PathLike[str], to: str, out: str | os.PathLike[str]
 
 def splits(path: Path, verify: str = "touch") -> dict[str, WindowDataset]:
     """The splits of a finished dataset by name, each a dataset of its own; what was not split is `train`."""
-    manifest = files.unseal(path / "manifest.json")
+    manifest = manifests.read(path / "manifest.json")
     if manifest and manifest.get("splits"):
         return {split: open_dataset(path / split, verify=verify) for split, _ in ordered(manifest["splits"])}
     return {"train": open_dataset(path, verify=verify)}
