@@ -7,12 +7,10 @@ the same; what is left on both sides under one number is *changed*, the rest *re
     new   A X C E F        (D and E: changed 3)
 
 Rows are hashed (BLAKE2b, 128 bits) into buckets on disk by the first byte of their hashes, 24 bytes a row, and compared
-one bucket after another, so memory is that of a bucket. Files that are equal in both are not read.
+one bucket after another, so memory is that of a bucket. Files that are equal in both are only found to be whole.
 """
 
-import contextlib
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +21,8 @@ import pyarrow as pa
 
 from pipeline.arrow import flattened, list_values, read_batches, to_numpy
 from pipeline.cache import flatten, shortened
-from pipeline.files import Json
+from pipeline.files import Json, read_record
+from pipeline.manifests import data_files
 from pipeline.output import STAGES
 from pipeline.trace import Finished
 
@@ -63,9 +62,7 @@ def why(old: Path, new: Path) -> list[str]:
 
 def _facts(dataset: Finished) -> Json:
     """What is recorded of a run besides its sources, by dotted name."""
-    manifest, record = dataset.manifest, {}
-    with contextlib.suppress(OSError, ValueError):
-        record = json.loads((dataset.folder / "run.json").read_text())
+    manifest, record = dataset.manifest, read_record(dataset.folder / "run.json")
     origin = {part: manifest[part] for part in ("corpus", "tokenizer", "embedding") if part in manifest}
     run = {name: record.get(name) for name in ("engine", "cores", "host", "python", "platform")}
     return flatten({**manifest["config"], "origin": origin, "versions": manifest["versions"], "run": run})
@@ -95,8 +92,6 @@ def diff(old: Path, new: Path) -> Difference:
     """Compare the rows of two datasets, all columns but `embeddings`. Raises as Finished does."""
     left, right = Finished(old), Finished(new)
     rows, parts_at = (left.rows, right.rows), parting(left, right)
-    if left.manifest["keys"]["window"] == right.manifest["keys"]["window"]:
-        return Difference(rows, left.rows, 0, 0, 0, parts_at)
     with tempfile.TemporaryDirectory(prefix="pipeline-diff-") as folder:
         place = Path(folder)
         shared = _shared(left, right)
@@ -124,12 +119,15 @@ def _shared(left: Finished, right: Finished) -> int:
 def _files(dataset: Finished) -> list[tuple[str, str, int]]:
     """Name, hash and rows of the data files, in order."""
     notes = dataset.manifest["files"]
-    return [(name, notes[name]["sha256"], notes[name]["rows"]) for name in sorted(notes) if name.startswith("data-")]
+    return [(name, notes[name]["sha256"], notes[name]["rows"]) for name in data_files(dataset.manifest)]
 
 
 def _scatter(dataset: Finished, skip: int, place: Path, side: int) -> None:
     """Write the hash and the number of every row, but those of the first `skip` files, into buckets."""
-    row = sum(rows for _, _, rows in _files(dataset)[:skip])
+    row = 0
+    for name, _, rows in _files(dataset)[:skip]:
+        dataset.file(name)
+        row += rows
     files = [open(place / f"{side}-{bucket}", "wb") for bucket in range(BUCKETS)]  # noqa: SIM115
     try:
         for name, _, _ in _files(dataset)[skip:]:

@@ -10,6 +10,7 @@ Each function gives a `rich.text.Text`: in colour on a terminal, where equal tok
 """
 
 import shutil
+import os
 import textwrap
 from collections.abc import Iterator
 from itertools import islice
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import console
+from pipeline import console, manifests
 from pipeline.arrow import flags, flattened, list_values, read_batches, string_bytes, to_numpy
 from pipeline.cache import Cache, Entry
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.output import in_order
 from pipeline.selection import REASONS
 from pipeline.split import NAMES
@@ -168,7 +169,7 @@ def draw_token(dataset: Finished, token: str) -> "Text":
 def _inputs(dataset: Finished) -> Iterator[tuple[int, np.ndarray]]:
     """The inputs of all rows, a batch at a time: (number of its first row, IDs [rows, L]); one ID a row where they differ."""
     row = 0
-    for name in sorted(n for n in dataset.manifest["files"] if n.startswith("data-")):
+    for name in manifests.data_files(dataset.manifest):
         for batch in read_batches(dataset.file(name)):
             column = batch["input_ids"]
             if pa.types.is_fixed_size_list(column.type):
@@ -181,7 +182,7 @@ def _inputs(dataset: Finished) -> Iterator[tuple[int, np.ndarray]]:
 
 def draw_stage(dataset: Finished, stage: str, cache: Path, width: int) -> "Text":
     """What a stage counted, its first rows (of `arrange`, those of this split), and what else it keeps, as it lies in the
-    cache. Raises ConfigError where there is no such stage, or it is gone."""
+    cache. Raises ConfigError where there is no such stage, or it is gone, IntegrityError where a file of it is damaged."""
     from rich.text import Text
 
     keys = dataset.manifest["keys"]
@@ -193,8 +194,13 @@ def draw_stage(dataset: Finished, stage: str, cache: Path, width: int) -> "Text"
     own = f"{dataset.manifest.get('split') or 'all'}.arrow"
     tables = sorted((file for file in kept["files"] if file.endswith(".arrow")), key=lambda file: (file != own, file))[:1]
     rest = sorted(file for file in kept["files"] if not file.endswith(".arrow"))
-    if not kept["files"] or not all(entry.path(file).is_file() for file in tables + rest):
+    if not kept["files"] or not all(os.path.lexists(entry.path(file)) for file in tables + rest):
         raise ConfigError(f"{stage} {keys[stage][:8]} is not in the cache {str(cache)!r} (any more): set --dir, or run again.")
+    for file in tables + rest:
+        if problem := entry.examine(file, kept["files"][file]):
+            raise IntegrityError(
+                f"{str(entry.path(file))!r} is damaged: {problem}. Run the pipeline again: it computes it anew."
+            )
     out = Text().append(f"{stage} {keys[stage]}\n", "bold")
     counts = ", ".join(f"{what.replace('_', ' ')} {count:,}" for what, count in kept.get("ledger", {}).get(name, {}).items())
     out.append(textwrap.fill(counts, width))

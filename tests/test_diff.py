@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from conftest import composed
 from pipeline import diff
 from pipeline.arrow import numbers
+from pipeline.errors import IntegrityError
 from pipeline.run import run
 
 
@@ -33,6 +34,19 @@ def test_equal_datasets_have_no_difference_and_a_changed_word_changes_the_rows_t
     found = diff.diff(old, prepared("new", "tokenizer.order=appearance"))
     assert found.parts_at == "load" and found.rows == (10, 10)
     assert found.same + found.changed == 10 and found.removed == found.added == 0 and 2 in found.first["changed"]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_flipped_bit_is_found_even_where_both_were_made_from_the_same(at, side):
+    (at / "in.txt").write_text(text(*(f"w{i}" for i in range(41))))
+    pair = [prepared("old"), prepared("new")]
+    path = pair[side] / "data-00000000.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=rf"{path}' is damaged: expected \d+ bytes, sha256 \w{{64}}, found"):
+        diff.diff(*pair)
 
 
 def test_text_behind_the_last_row_adds_rows_and_another_shape_changes_none_but_replaces_all(at):

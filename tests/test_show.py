@@ -6,7 +6,7 @@ import pytest
 
 from conftest import composed
 from pipeline import console
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.run import run
 from pipeline.show import show
 from pipeline.trace import Finished
@@ -70,6 +70,19 @@ def test_every_stage_that_is_listed_is_shown_whatever_its_files_are_called(at):
     mixed = run(composed("corpus=text", "corpus.name=mixed", parts, *common[3:])).folder
     for stage in Finished(mixed).manifest["keys"].keys() - {"tokenizer"}:
         assert "row 0" in show(mixed, stage=stage, width=99).plain, stage
+
+
+@pytest.mark.parametrize("stage", ["load", "tokenize", "encode", "window"])
+def test_a_flipped_bit_of_a_stage_is_not_drawn(folder, at, stage):
+    (path,) = at.glob(f"data/cache/{stage}/*/00000000.arrow")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    with pytest.raises(
+        IntegrityError, match=r"00000000\.arrow' is damaged: expected \d+ bytes, sha256 \w{64}, found \d+ bytes"
+    ):
+        show(folder, stage=stage)
 
 
 def test_no_control_character_of_a_text_is_drawn_and_no_markup_of_it_is_obeyed(folder):
