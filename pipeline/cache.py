@@ -87,6 +87,8 @@ KEY = re.compile(r"[0-9a-f]{32}")
 OURS = re.compile(r"manifest\.json|\..+\.receipt|\.lock|.+\.arrow")  # names of which one makes a folder an entry
 SET_ASIDE = re.compile(r"\w+-[0-9a-f]{32}-.+-\d+")  # what `set_aside` calls it
 
+Checked = tuple[Path | str, str | PipelineError | None]  # a file, and what is wrong with it
+
 # Files that this process has written or hashed, as stat saw them then: they are not hashed twice. Every edit
 # changes the ctime, but for one within the clock's own step; that and damage beneath the file system are left
 # for the next process to find.
@@ -243,10 +245,11 @@ class Cache:
             )
         return sorted(listed, key=lambda e: (e.used, e.stage, e.key))
 
-    def verify(self, workers: int = 1) -> Iterator[tuple[Path, str | None]]:
+    def verify(self, workers: int = 1) -> Iterator[Checked]:
         """Hash everything that is stored; for every file its path and what is wrong with it, or None.
 
-        Nothing is changed, nothing is taken from memory.
+        An error is what a run will end with, too, until its advice is taken; what is only told, a run mends. Nothing is
+        changed, nothing is taken from memory.
         """
         checks: list[tuple[Entry, str, Json]] = []
         for path in sorted(self.root.glob("*/*")):
@@ -257,7 +260,7 @@ class Cache:
             try:
                 content = entry.manifest()
             except PipelineError as error:
-                yield path, str(error)
+                yield path, error
                 continue
             if content is not None:
                 yield path, None
@@ -273,14 +276,14 @@ class Cache:
                     else:
                         yield receipt, "not as it was written"
                 except PipelineError as error:
-                    yield receipt, str(error)
+                    yield receipt, error
 
-        def check(item: tuple[Entry, str, Json]) -> tuple[Path, str | None]:
+        def check(item: tuple[Entry, str, Json]) -> Checked:
             entry, name, note = item
             try:
                 return entry.path(name), entry._examine(name, note, fresh=True)[0]
             except PipelineError as error:
-                return entry.path(name), str(error)
+                return entry.path(name), error
 
         yield from engine.run(Engine("threads", workers), check, checks)
 
@@ -379,7 +382,7 @@ class Entry:
     def path(self, name: str) -> Path:
         """The path of one of its files. Raises IntegrityError on a name that leaves the entry or is our own."""
         if not FILE_NAME.fullmatch(name) or name == "manifest.json":
-            raise IntegrityError(f"{str(self.folder)!r} lists {name!r}, which is not the name of a data file.")
+            raise IntegrityError(f"{str(self.folder)!r} lists {name!r}, which is not the name of a data file: remove it.")
         return self.folder / name
 
     def stored(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import engine
-from pipeline.cache import KEY, SET_ASIDE, Cache, Entry, Listed
+from pipeline.cache import KEY, SET_ASIDE, Cache, Checked, Entry, Listed
 from pipeline.config import Engine
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.remote import DAY, USED, Shelf, Store
@@ -42,8 +42,8 @@ def ls(url: str) -> list[Listed]:
     return sorted(listed, key=lambda e: (e.used, e.stage, e.key))
 
 
-def verify(url: str, workers: int = 1) -> Iterator[tuple[str, str | None]]:
-    """Hash everything that is stored; for every file its address and what is wrong with it, or None. Nothing is changed."""
+def verify(url: str, workers: int = 1) -> Iterator[Checked]:
+    """Hash everything that is stored; for every file its address and what is wrong with it, as `Cache.verify`."""
     checks: list[tuple[Shelf, str, int, str]] = []
     for shelf, objects in _shelves(url, Store(url).listed()).items():
         address = f"{url}/{shelf.place('manifest.json')}"
@@ -52,7 +52,7 @@ def verify(url: str, workers: int = 1) -> Iterator[tuple[str, str | None]]:
             names = list(content["files"]) if content else [n[1:-8] for n in objects if n.endswith(".receipt")]
             notes = content["files"] if content else {name: shelf.receipt(name) for name in names}
         except PipelineError as error:
-            yield address, str(error)
+            yield address, error
             continue
         if "manifest.json" in objects:
             yield address, None if content else "not as it was written"

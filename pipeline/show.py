@@ -9,8 +9,8 @@ Each function gives a `rich.text.Text`: in colour on a terminal, where equal tok
 (`.plain`). Whatever a text holds, no control character of it reaches the terminal.
 """
 
-import shutil
 import os
+import shutil
 import textwrap
 from collections.abc import Iterator
 from itertools import islice

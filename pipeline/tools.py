@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import cache, cli, console, engine
+from pipeline import cache, cli, console, engine, manifests
 from pipeline.bucket import is_address
 from pipeline.errors import ConfigError, IntegrityError, PipelineError, ResourceError
 from pipeline.exports import FORMATS
-from pipeline.files import hash_file, unseal
+from pipeline.files import differs
 from pipeline.split import ordered
 
 STATES = {"ok": "green", "look": "yellow", "bad": "bold red"}  # of a finding of `doctor`
@@ -220,7 +220,7 @@ def _ls(options: argparse.Namespace) -> None:
 def _why(options: argparse.Namespace) -> None:
     if len(options.which) > 2:
         raise ConfigError("why: two folders or keys at most.")
-    folders = [Path(name) for name in options.which if unseal(Path(name) / "manifest.json") is not None]
+    folders = [Path(name) for name in options.which if manifests.read(Path(name) / "manifest.json") is not None]
     if len(folders) == 2:
         from pipeline.diff import why
 
@@ -252,8 +252,8 @@ def _chosen(entries: list[cache.Entry], name: str, place: Path) -> list[cache.En
     Raises ConfigError where there is none, or a beginning fits several.
     """
     folder = Path(name)
-    if (manifest := unseal(folder / "manifest.json")) is not None:
-        parts = [manifest, *(unseal(folder / split / "manifest.json") or {} for split in manifest.get("splits", ()))]
+    if (manifest := manifests.read(folder / "manifest.json")) is not None:
+        parts = [manifest, *(manifests.read(folder / split / "manifest.json") or {} for split in manifest.get("splits", ()))]
         keys = {key for part in parts for key in part.get("keys", {}).values()}
         found = [entry for entry in entries if entry.key in keys]
         if not found:
@@ -282,7 +282,7 @@ def _only(found: list[cache.Entry], name: str, stage: str) -> cache.Entry:
 
 def _pairs(old: Path, new: Path) -> list[tuple[str, Path, Path]]:
     """Two datasets to compare, or each split that both hold, by name. Raises ConfigError where they share none."""
-    splits = [(unseal(folder / "manifest.json") or {}).get("splits", {}) for folder in (old, new)]
+    splits = [(manifests.read(folder / "manifest.json") or {}).get("splits", {}) for folder in (old, new)]
     if not all(splits):
         return [("", old, new)]
     if not (shared := [split for split, _ in ordered(splits[0]) if split in splits[1]]):
@@ -351,41 +351,40 @@ def _with_identity(entry: cache.Entry) -> cache.Entry | None:
 def _verify(options: argparse.Namespace) -> None:
     from pipeline import bucket, housekeeping
 
-    checked: Iterator[tuple[Path | str, str | None]]
+    checked: Iterator[cache.Checked]
+    mend = "run the pipeline again: it sets damaged files aside and computes only them"
     if options.dataset:
+        mend = "make it again, with the command that made it: what is whole in the cache is not computed again"
         checked = bucket.verify(options.dataset) if is_address(options.dataset) else _check_dataset(options.dataset)
     elif is_address(options.dir):
         checked = housekeeping.verify(options.dir, engine.cores())
     else:
         checked = _open(options).verify(engine.cores())
-    files, damaged = 0, 0
+    files, damaged, by_hand = 0, 0, 0
     for path, problem in checked:
         files += 1
         if problem is not None:
             damaged += 1
-            print(f"{console.printable(str(path))}: {console.printable(problem)}")
-    print(f"{damaged} of {files} files damaged")
-    if damaged:
-        raise IntegrityError("run the pipeline again: it sets damaged files aside and computes only them.")
+            by_hand += isinstance(problem, PipelineError)
+            console.say(f"{console.printable(str(path))}: {console.printable(str(problem))}")
+    console.say(f"{damaged} of {files} files damaged")
+    advice = [mend] if damaged > by_hand else []
+    advice += ["do what the lines above say: no run can do it"] if by_hand else []
+    if advice:
+        raise IntegrityError(f"{'; and '.join(advice)}.")
 
 
-def _check_dataset(folder: Path) -> Iterator[tuple[Path | str, str | None]]:
-    manifest = unseal(folder / "manifest.json") or unseal(folder / "export.json")
+def _check_dataset(folder: Path) -> Iterator[cache.Checked]:
+    manifest = manifests.read(folder / "manifest.json") or manifests.read(folder / "export.json", export=True)
     if manifest is None:
         raise IntegrityError(
             f"{str(folder)!r} has no manifest.json that is whole: it is not a finished dataset of this pipeline."
         )
     for name, note in manifest["files"].items():
         try:
-            size, sha = hash_file(folder / name)
-        except OSError as error:
-            yield folder / name, str(error.strerror)
-            continue
-        same = (size, sha) == (note["bytes"], note["sha256"])
-        yield (
-            folder / name,
-            None if same else f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {size} bytes, sha256 {sha}",
-        )
+            yield folder / name, differs(folder / name, note)
+        except PipelineError as error:
+            yield folder / name, error
 
 
 def _gc(options: argparse.Namespace) -> None:
@@ -394,8 +393,8 @@ def _gc(options: argparse.Namespace) -> None:
 
         gone = housekeeping.gc(options.dir, options.max_size)
         for name, size in gone.items():
-            print(f"removed {console.printable(name)} ({console.size(size)})")
-        print(f"{console.size(sum(gone.values()))} freed")
+            console.say(f"removed {console.printable(name)} ({console.size(size)})")
+        console.say(f"{console.size(sum(gone.values()))} freed")
         return
     opened = _open(options)
     try:
@@ -403,8 +402,8 @@ def _gc(options: argparse.Namespace) -> None:
     finally:
         opened.close()
     for path, size in removed.items():
-        print(f"removed {console.printable(os.path.relpath(path, options.dir))} ({console.size(size)})")
-    print(f"{console.size(sum(removed.values()))} freed")
+        console.say(f"removed {console.printable(os.path.relpath(path, options.dir))} ({console.size(size)})")
+    console.say(f"{console.size(sum(removed.values()))} freed")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import ROOT, composed
 from pipeline import cli, console, tools
-from pipeline.files import unseal
+from pipeline.files import seal, unseal
 from pipeline.run import run
 
 TINY = ["tokenizer=bytes", "embedding=none", "window.context_length=16"]
@@ -333,7 +333,7 @@ def test_show_draws_a_row_with_its_source_and_refuses_a_row_that_is_not_there_or
     data.unlink()
     data.write_bytes(damaged)
     code, _, err = verb("show", "outputs/sample")
-    assert code == 4 and "is not what its manifest says" in err
+    assert code == 4 and re.search(r"data-00000000.arrow' is damaged: expected \d+ bytes, sha256 \w{64}, found \d+ bytes", err)
     assert verb("cache", "verify", "outputs/sample")[0] == 4
     assert verb("show", "nowhere")[0] == 2
 
@@ -401,6 +401,37 @@ def test_trace_why_and_diff_have_colours_on_a_terminal_and_none_in_a_pipe(at, ve
     for call, plain in zip(calls, piped, strict=True):
         coloured = verb(*call)[1]
         assert "\x1b[" in coloured and "\x1b" not in plain and re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+
+
+def test_verify_advises_what_is_true_of_what_it_found(at, verb):
+    outcome = run(composed(*TINY))
+    assert verb("cache", "verify")[0] == 0
+    (data,) = at.glob("data/cache/encode/*/00000000.arrow")
+    (link,) = at.glob("data/cache/load/*/00000000.arrow")
+    (newer,) = at.glob("data/cache/window/*/manifest.json")
+    again, by_hand = (
+        "error: run the pipeline again: it sets damaged files aside",
+        "do what the lines above say: no run can do it.\n",
+    )
+    whole = data.read_bytes()
+    data.unlink()
+    data.write_bytes(whole[:-1])
+    code, _, err = verb("cache", "verify")
+    assert code == 4 and err.startswith(again) and by_hand not in err
+    link.rename(at / "outside")
+    link.symlink_to(at / "outside")
+    code, out, err = verb("cache", "verify")
+    assert code == 4 and err.startswith(again) and err.endswith(f"and {by_hand}") and "remove it" in out
+    data.unlink()
+    data.write_bytes(whole)
+    content = unseal(newer)
+    newer.unlink()
+    newer.write_bytes(seal({**content, "schema": 99}))
+    code, out, err = verb("cache", "verify")
+    assert code == 4 and err == f"error: {by_hand}" and "upgrade" in out and "2 of " in out
+    (outcome.folder / "README.md").unlink()
+    code, _, err = verb("cache", "verify", str(outcome.folder))
+    assert code == 4 and err.startswith("error: make it again, with the command that made it")
 
 
 def test_the_run_record_holds_what_differs_and_the_manifest_does_not(at):
