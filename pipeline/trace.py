@@ -5,8 +5,8 @@
                                    document 3: its IDs 0 to 2  ──▶ bytes 0 to 9 of its text   ──▶ …
 
 A document is read again from its file and tokenized again as a whole, in the pieces in which the pipeline takes it,
-by the reference tokenizer, which tells where in the text each token lies. The IDs must be those of the row, so a file
-that has changed since is noticed.
+by the reference tokenizer, which tells where in the text each token lies. The IDs must be those that the rows hold, so a
+file that has changed since is noticed, whichever way one goes.
 
 Two ranges are given, and they are not the same. `text` counts bytes of UTF-8 within the document's text, which is what
 was tokenized: behind a byte-order mark, without a line's end, with JSON's escapes undone. `file` counts bytes of the
@@ -17,10 +17,11 @@ document in its file: bytes (of its line, in JSONL), or rows of a Parquet file.
 import difflib
 import itertools
 import json
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ import pyarrow as pa
 from pipeline import backends, corpus, files, hub, manifests, output, places, plan, sample, stores, tokenizer, window
 from pipeline import config as configs
 from pipeline.arrow import adjoin, flags, numbers, read_batches, string_bytes, to_numpy
-from pipeline.errors import ConfigError, IntegrityError
+from pipeline.errors import ConfigError, InputError, IntegrityError, from_os_error
 from pipeline.pretrained import SLOW
 from pipeline.split import ordered
 
 GAP = 1 << 20  # bytes or rows between two documents up to which one reading serves both
-AT_ONCE = 1 << 20  # rows looked through together
 FOUND = 1000  # places of a phrase, or documents of a file, that are followed
+MAPPED = 64  # files of rows kept mapped
 
 Span = tuple[int, int]
 
@@ -179,25 +180,52 @@ class Finished:
 
     def row(self, index: int) -> dict[str, Any]:
         """The columns of one row, less `embeddings`."""
-        left = self.place(index)
-        for name in manifests.data_files(self.manifest):
-            if left >= self.manifest["files"][name]["rows"]:
-                left -= self.manifest["files"][name]["rows"]
-                continue
-            for batch in read_batches(self.file(name)):
-                if left < len(batch):
-                    return {column: batch[column][left].as_py() for column in batch.schema.names if column != "embeddings"}
-                left -= len(batch)
+        batch, at = self._row(index)
+        return {column: batch[column][at].as_py() for column in batch.schema.names if column != "embeddings"}
+
+    def ids(self, index: int) -> np.ndarray:
+        """The IDs of one row: its inputs and its last target."""
+        batch, at = self._row(index)
+        kept = [to_numpy(batch[name][at].values) for name in ("input_ids", "target_ids") if name in batch.schema.names]
+        return np.concatenate([kept[0], *(targets[-1:] for targets in kept[1:])])
+
+    def _row(self, index: int) -> tuple[pa.RecordBatch, int]:
+        """The batch that a row lies in, and its place there."""
+        left, (names, edges) = self.place(index), self._shards
+        number = int(np.searchsorted(edges, left, "right")) - 1
+        left -= int(edges[number])
+        for batch in self._batches(names[number]) if number < len(names) else ():
+            if left < len(batch):
+                return batch, left
+            left -= len(batch)
         raise IntegrityError(f"{str(self.folder)!r} holds fewer rows than its manifest says.")
+
+    @cached_property
+    def _shards(self) -> tuple[list[str], np.ndarray]:
+        """The files of rows, and the first row of each; behind them the number of rows."""
+        notes, names = self.manifest["files"], manifests.data_files(self.manifest)
+        return names, adjoin([notes[name]["rows"] for name in names])
+
+    @cached_property
+    def _batches(self) -> Callable[[str], list[pa.RecordBatch]]:
+        """The batches of a file of rows, which is hashed when it is mapped."""
+        return lru_cache(MAPPED)(lambda name: list(read_batches(self.file(name))))
 
     def span(self, row: int) -> Span:
         """The positions of the stream that a row holds, its last target included: [first, stop)."""
         nth = int(window.shuffled(np.array([self.place(row)]), self.rows, self.order)[0])
         first, stop = window.position(self.window, self.documents["tokens"], nth)
-        if self.window.mode == "document":  # a row may hold the head of its document only
-            special = self.manifest["ledger"]["window"]["special"] // max(1, self.rows)
-            stop = min(stop, first + self.window.context_length - special)
-        return first, stop
+        return first, self._held(first, stop)
+
+    def _held(self, first: int, stop: int) -> int:
+        """Where what a row holds of [first, stop) ends: with window.mode=document maybe before the document does."""
+        whole = self.window.mode != "document"
+        return stop if whole else min(stop, first + self.window.context_length - self.special)
+
+    @property
+    def special(self) -> int:
+        """Special tokens around each row."""
+        return int(self.manifest["ledger"]["window"].get("special", 0)) // max(1, self.rows)
 
     @property
     def order(self) -> int | None:
@@ -207,17 +235,36 @@ class Finished:
 
     def rows_at(self, first: int, stop: int) -> Sequence[int]:
         """The rows that hold a position of [first, stop), in order."""
-        rows = window.rows_at(self.window, self.documents["tokens"], first, stop) if first < stop else range(0)
-        return rows if self.order is None else self._standing(rows)
+        return self._stand(window.rows_at(self.window, self.documents["tokens"], first, stop) if first < stop else range(0))
 
-    def _standing(self, rows: range) -> list[int]:
-        """Where rows of the order of the stream stand in a random order: looked for among all, some at a time."""
-        found: list[int] = []
-        for start in range(0, self.rows if rows else 0, AT_ONCE):
-            here = np.arange(start, min(self.rows, start + AT_ONCE))
-            at = window.shuffled(here, self.rows, self.order)
-            found += here[(at >= rows.start) & (at < rows.stop)].tolist()
-        return found
+    def rows_of(self, document: int, first: int, stop: int) -> Sequence[int]:
+        """The rows that hold one of the IDs [first, stop) of a document, in order."""
+        length, begin, before = self._cut(document)
+        rows = window.rows_at(self.window, length, begin + first, begin + stop) if first < stop else range(0)
+        return self._stand(range(before + rows.start, before + rows.stop))
+
+    def _stand(self, rows: range) -> Sequence[int]:
+        """Where rows of the order of the stream stand in the dataset."""
+        return rows if self.order is None else sorted(self._standing[rows.start : rows.stop].tolist())
+
+    @cached_property
+    def _standing(self) -> np.ndarray:
+        """Where each row of the order of the stream stands in the dataset, int64 `[rows]`."""
+        return np.argsort(window.shuffled(np.arange(self.rows), self.rows, self.order))
+
+    def _cut(self, document: int) -> tuple[np.ndarray, int, int]:
+        """What is cut as one with a document, the stream or itself: its length, int64 `[1]`, where the document begins
+        in it, and how many rows come before it in the order of the stream.
+        """
+        first, tokens = self.documents["first"], self.documents["tokens"]
+        if window.crosses(self.window):
+            return first[-1:] + tokens[-1:], int(first[document]), 0
+        return tokens[document : document + 1], 0, int(self._first_rows[document])
+
+    @cached_property
+    def _first_rows(self) -> np.ndarray:
+        """In the order of the stream the first row of each document that is cut on its own."""
+        return window.first_rows(self.window, self.documents["tokens"])
 
     def between(self, first: int, stop: int) -> range:
         """The documents that the positions [first, stop) lie in."""
@@ -237,6 +284,12 @@ class Finished:
         """What its place in the file counts: in what was compressed, or in another encoding, bytes of the text itself."""
         settings = self.corpus(int(self.documents["source"][document]))
         return "rows" if plan.file_format(self.path(document), settings) in corpus.TABLES else "bytes"
+
+    @property
+    def other_splits(self) -> list[str]:
+        """The splits beside this one, where it is one."""
+        splits = (files.unseal(self.folder.parent / "manifest.json") or {}).get("splits") or {}
+        return [name for name, _ in ordered(splits) if name != self.manifest["split"]] if self.manifest.get("split") else []
 
     # -- text and tokens of documents
 
@@ -274,44 +327,83 @@ class Finished:
 
     def _read(self, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
         """Documents as `read` gives them, each one once and in the order of their files."""
+        start, end = (self.documents[name][chosen] for name in ("start", "end"))
+        for begin, stop, part in self._parts(chosen):
+            whole = np.zeros(stop - begin, bool)
+            try:
+                for batch in corpus.load(plan.Shard(0, (part,)), self.corpus(part.source), Counter()):
+                    at = to_numpy(batch["start"])
+                    number = np.searchsorted(start[begin:stop], at, "right") + begin - 1  # a piece begins within its document
+                    known = np.flatnonzero((number >= begin) & (at < end[number]))
+                    if len(known):
+                        rows = batch if len(known) == len(batch) else batch.take(numbers(known))
+                        number = number[known]
+                        whole[number[flags(rows["ends"]) & (to_numpy(rows["end"]) == end[number])] - begin] = True
+                        yield chosen[number], rows
+            except InputError as error:  # it could be read when it was prepared
+                raise self.changed(int(chosen[begin + int(whole.argmin())])) from error
+            if not whole.all():
+                raise self.changed(int(chosen[begin + int(whole.argmin())]))
+
+    def _parts(self, chosen: np.ndarray) -> Iterator[tuple[int, int, plan.Part]]:
+        """What is read of the files of documents that are in order: (the first of them, the one behind the last, where)."""
         start, end, source = (self.documents[name][chosen] for name in ("start", "end", "source"))
-        apart = (source[1:] != source[:-1]) | (start[1:] - end[:-1] > GAP)
-        edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(chosen)]
-        for begin, run in itertools.pairwise(edges) if len(chosen) else ():
-            path, member = self.locate(int(source[begin]))
-            settings = self.corpus(int(source[begin]))
+        for own in np.split(np.arange(len(chosen)), np.flatnonzero(np.diff(source)) + 1) if len(chosen) else ():
+            number = int(source[own[0]])
+            path, member = self.locate(number)
             stat = places.file_stat(path)
-            anywhere = not member and sample.anywhere(settings, [path])
-            low, high = (int(start[begin]), int(end[run - 1])) if anywhere else (0, stat[1])
-            part = plan.Part(int(source[begin]), path, low, high, high - low, "", stat, member)
-            whole = 0
-            for batch in corpus.load(plan.Shard(0, (part,)), settings, Counter()):
-                at = to_numpy(batch["start"])
-                number = np.searchsorted(start[begin:run], at, "right") + begin - 1  # a piece begins within its document
-                known = np.flatnonzero((number >= begin) & (at < end[number]))
-                if len(known):
-                    rows = batch if len(known) == len(batch) else batch.take(numbers(known))
-                    whole += int(flags(rows["ends"]).sum())
-                    yield chosen[number[known]], rows
-            if whole != run - begin:
-                raise self.changed(int(chosen[begin]))
+            anywhere = not member and sample.anywhere(self.corpus(number), [path])
+            apart = own[1:][start[own[1:]] - end[own[:-1]] > GAP] if anywhere else []
+            for begin, stop in itertools.pairwise([int(own[0]), *map(int, apart), int(own[-1]) + 1]):
+                low, high = (int(start[begin]), int(end[stop - 1])) if anywhere else (0, stat[1])
+                yield begin, stop, plan.Part(number, path, low, high, high - low, "", stat, member)
 
     def tokens(self, documents: Sequence[int]) -> Iterator[tuple[int, bytes, np.ndarray, np.ndarray]]:
         """Documents tokenized again: (document, some of its text, the IDs of that text, their edges), as `read` gives them.
 
         IDs are uint32 `[n]`; edges are int64 `[n, 2]`, the bytes in which each token lies, counted from the beginning
-        of that piece of text. Nothing where a tokenizer cannot tell.
+        of that piece of text. Nothing where a tokenizer cannot tell. Raises IntegrityError where the IDs are not those
+        that the rows hold.
         """
-        tok = self.tokenizer
+        tok, (begin, end) = self.tokenizer, self.marks
         if tok.core.name == SLOW:
             return
         pieces = tokenizer.Pieces(tok)
+        current, count = -1, 0
         for numbered, batch in self.read(documents):
             for row, ends in enumerate(flags(batch["ends"]).tolist()):
+                if numbered[row] != current:
+                    current, count = int(numbered[row]), int(begin)
                 text = pieces.take(batch["text"].slice(row, 1), ends)
                 for piece in tokenizer.cut_rows(text, tok.cut)[0] if tok.cut else text:
                     data = piece.as_buffer().to_pybytes()
-                    yield int(numbered[row]), data, *self._edges(data)
+                    ids, edges = self._edges(data)
+                    if not self._holds(current, count, ids):
+                        raise self.changed(current)
+                    count += len(ids)
+                    yield current, data, ids, edges
+                if ends and count + end != self.documents["tokens"][current]:
+                    raise self.changed(current)
+
+    def _holds(self, document: int, first: int, ids: np.ndarray) -> bool:
+        """Are these the IDs of a document from the `first` on, as far as rows hold them? Each is looked up in one row."""
+        if first + len(ids) > self.documents["tokens"][document]:
+            return False
+        length, begin, before = self._cut(document)
+        at, stop = begin + first, begin + first + len(ids)
+        while at < stop and (rows := window.rows_at(self.window, length, at, stop)):
+            nth = max(rows.start, window.rows_at(self.window, length, at, at + 1).stop - 1)  # that reaches furthest
+            low, high = window.position(self.window, length, nth)
+            at, end = max(at, low), min(stop, self._held(low, high))
+            if at >= end:  # behind what its row holds
+                break
+            (row,) = self._stand(range(before + nth, before + nth + 1))
+            held, wanted = self.ids(row)[at - low :], ids[at - begin - first : end - begin - first]
+            shifts = range(self.special + 1)  # special tokens may stand before it
+            if not any(np.array_equal(held[shift : shift + len(wanted)], wanted) for shift in shifts):
+                return False
+            at = end
+        return True
 
     def _edges(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
         """The IDs of a text and their edges.
@@ -359,9 +451,11 @@ def trace(dataset: Finished, row: int) -> list[Piece]:
     ids: dict[int, list[int]] = {document: [] for document in wanted}
     text: dict[int, Span] = {}
     words = dict.fromkeys(wanted, b"")
+    awaited = set(wanted)
     current, count, at = -1, 0, 0  # of the document: itself, IDs and bytes that came before
     for document, data, tokens, edges in dataset.tokens(list(wanted)):
         if document != current:
+            awaited.discard(current)
             current, count, at = document, int(begin), 0
         low, high = (min(max(0, place - count), len(tokens)) for place in wanted[document])
         if low < high:
@@ -369,14 +463,14 @@ def trace(dataset: Finished, row: int) -> list[Piece]:
             text[document] = (text.get(document, (at + left, 0))[0], at + right)
             words[document] += data[left:right]
             ids[document] += tokens[low:high].tolist()
+        if high < len(tokens) and awaited == {document}:  # what follows is not asked for
+            break
         count, at = count + len(tokens), at + len(data)
     tok = dataset.tokenizer
     pieces = []
     for document, (low, high) in wanted.items():
         length = int(dataset.documents["tokens"][document])
         told = [*[tok.bos_id] * (begin and low == 0), *ids[document], *[tok.eos_id] * (end and high == length)]
-        if len(told) != high - low and tok.core.name != SLOW:
-            raise dataset.changed(document)
         part = text.get(document)
         pieces.append(
             Piece(
@@ -391,18 +485,7 @@ def trace(dataset: Finished, row: int) -> list[Piece]:
                 words=words[document].decode(errors="replace"),
             )
         )
-    _require_same(dataset, row, pieces)
     return pieces
-
-
-def _require_same(dataset: Finished, row: int, pieces: list[Piece]) -> None:
-    """Raise IntegrityError where the pieces do not give the row: a file has changed since."""
-    columns = dataset.row(row)
-    kept = columns["input_ids"] + columns.get("target_ids", [])[-1:]
-    ids = [i for piece in pieces for i in piece.ids]
-    places = range(len(kept)) if dataset.window.mode == "document" else range(1)  # special tokens may stand before it
-    if dataset.tokenizer.core.name != SLOW and not any(kept[at : at + len(ids)] == ids for at in places):
-        raise dataset.changed(pieces[0].document)
 
 
 def rows_of_step(
@@ -426,19 +509,28 @@ def rows_of_step(
 
 
 def find(dataset: Finished, phrase: str) -> Iterator[Place]:
-    """Where a phrase stands in the documents, and the rows that hold it; at most FOUND places."""
-    if not phrase:
+    """Where a phrase stands in the documents, and the rows that hold it; at most FOUND places.
+
+    All documents are read, and those that hold it once more. Raises ConfigError where it cannot be looked for or a file
+    is gone, IntegrityError where one has changed since.
+    """
+    try:
+        sought = phrase.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the phrase {phrase!r} is not UTF-8.") from error
+    if not sought:
         raise ConfigError("the phrase is empty.")
-    for nth, (document, span) in enumerate(_matches(dataset, phrase.encode())):
-        if nth == FOUND:
-            return
-        yield _place(dataset, document, span)
+    found: dict[int, list[Span]] = {}
+    for document, span in itertools.islice(_matches(dataset, sought), FOUND):
+        found.setdefault(document, []).append(span)
+    yield from _places(dataset, found)
 
 
 def find_file(dataset: Finished, path: str, at: int | None = None) -> Iterator[Place]:
     """The documents of a file and the rows that hold them, at most FOUND; or what lies at byte (Parquet: row) `at` of it.
 
-    Raises ConfigError where the dataset was not made from such a file, or no document lies there.
+    Raises ConfigError where the dataset was not made from such a file, or no document lies there; IntegrityError where
+    it has changed since.
     """
     names = [source["path"] for source in dataset.sources]
     chosen = [i for i, name in enumerate(names) if path == name or Path(path).absolute() == Path(name).absolute()]
@@ -448,15 +540,17 @@ def find_file(dataset: Finished, path: str, at: int | None = None) -> Iterator[P
     columns = dataset.documents
     here = np.flatnonzero(np.isin(columns["source"], chosen))
     if at is None:
-        yield from (_place(dataset, document, None) for document in here[:FOUND].tolist())
+        yield from _places(dataset, {document: [] for document in here[:FOUND].tolist()})
         return
     here = here[(columns["start"][here] <= at) & (at < columns["end"][here])]
     if not len(here):
-        raise ConfigError(f"{path!r}: {at} lies in no document, but in a line's end, a mark, or what was dropped.")
+        others = ", ".join(repr(str(dataset.folder.parent / split)) for split in dataset.other_splits)
+        lies = f"in another split ({others}), a line's end" if others else "in a line's end"
+        raise ConfigError(f"{path!r}: {at} lies in no document, but {lies}, a mark, or what was dropped.")
     inside = at - int(columns["start"][here[0]])
     with places.open_file(dataset.locate(chosen[0])[0]) as file:
         same = dataset.in_file(int(here[0]), (inside, inside + 1), file.pread(1, at))
-    yield _place(dataset, int(here[0]), (inside, inside + 1) if same else None)
+    yield from _places(dataset, {int(here[0]): [(inside, inside + 1)] if same else []})
 
 
 def _matches(dataset: Finished, phrase: bytes) -> Iterator[tuple[int, Span]]:
@@ -481,31 +575,46 @@ def _matches(dataset: Finished, phrase: bytes) -> Iterator[tuple[int, Span]]:
         tail, at = joined[len(joined) - kept :], at + len(joined) - kept
 
 
-def _place(dataset: Finished, document: int, span: Span | None) -> Place:
-    """A range of a document's text, or all of it, as a place in the stream and in rows."""
-    columns = dataset.documents
-    first, length = int(columns["first"][document]), int(columns["tokens"][document])
-    positions, count, at = (first, first + length), int(dataset.marks[0]), 0
-    inside: list[int] = []
-    for _, data, tokens, edges in dataset.tokens(range(document, document + 1)):
-        if span is None:
-            break
-        hit = np.flatnonzero((edges[:, 0] + at < span[1]) & (edges[:, 1] + at > span[0]))
-        inside += [count + int(hit[0]), count + int(hit[-1]) + 1] if len(hit) else []
+def _places(dataset: Finished, wanted: dict[int, list[Span]]) -> Iterator[Place]:
+    """Ranges of the text of documents, of one length and in order, or all of it where none is given, as places in the
+    stream and in rows. Each document is read and tokenized once.
+    """
+    held: dict[tuple[int, Span], Span] = {}  # of each range, which of the IDs of its document
+    current, count, at = -1, 0, 0
+    for document, data, tokens, edges in dataset.tokens(list(wanted)):
+        if document != current:
+            current, count, at = document, int(dataset.marks[0]), 0
+        spans = wanted[document]
+        low = bisect_right(spans, at, key=lambda span: span[1])
+        high = bisect_left(spans, at + len(data), key=lambda span: span[0])
+        for span in spans[low:high]:
+            hit = count + np.flatnonzero((edges[:, 0] + at < span[1]) & (edges[:, 1] + at > span[0]))
+            if len(hit):
+                held[document, span] = (held.get((document, span), hit)[0], int(hit[-1]) + 1)
         count, at = count + len(tokens), at + len(data)
-    if inside:
-        positions = (first + inside[0], first + inside[-1])
-    rows = dataset.rows_at(*positions)
+    for document, spans in wanted.items():
+        whole = (0, int(dataset.documents["tokens"][document]))
+        if not spans:
+            yield _place(dataset, document, None, whole)
+        for span in spans:
+            yield _place(dataset, document, span, held.get((document, span), whole))
+
+
+def _place(dataset: Finished, document: int, text: Span | None, ids: Span) -> Place:
+    """A range of a document's text, or all of it, and which of its IDs that is, as a place in the stream and in rows."""
+    columns = dataset.documents
+    first, (low, high) = int(columns["first"][document]), map(int, ids)
+    rows = dataset.rows_of(document, low, high)
     if rows:  # a row is one stretch of the stream: it holds all where it holds both ends
-        ends = [set(dataset.rows_at(place, place + 1)) for place in (positions[0], positions[1] - 1)]
+        ends = [set(dataset.rows_of(document, place, place + 1)) for place in (low, high - 1)]
         rows = [row for row in rows if row in ends[0] and row in ends[1]] or rows
     return Place(
         document=document,
         path=dataset.path(document),
         start=int(columns["start"][document]),
         end=int(columns["end"][document]),
-        text=span,
-        positions=positions,
+        text=text,
+        positions=(first + low, first + high),
         rows=rows,
     )
 

@@ -16,18 +16,21 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from conftest import composed
-from pipeline import diff, output, trace
+from pipeline import corpus, diff, output, show, trace
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.run import run
 
 LINES = ["Dear Hester,", "the ferry was late because of the fög. 😀", "  two  spaces\tand a tab", "naïve café — 漢字かな", "x"]
 
 
-def prepared(*overrides: str) -> trace.Finished:
-    outcome = run(
+def prepared_folder(*overrides: str) -> Path:
+    return run(
         composed("embedding=none", "window.context_length=8", "window.stride=3", "tokenizer.vocab_size=300", *overrides)
-    )
-    return trace.Finished(outcome.folder)
+    ).folder
+
+
+def prepared(*overrides: str) -> trace.Finished:
+    return trace.Finished(prepared_folder(*overrides))
 
 
 def whole(dataset: trace.Finished, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -233,6 +236,44 @@ def test_a_document_in_several_pieces_is_traced_by_reading_no_more_than_pieces_o
     assert place.text == (text.encode().find(b"word1500 f"), text.encode().find(b"word1500 f") + 10)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_phrase_is_found_by_one_reading_of_all_and_one_tokenization_of_what_holds_it(at, monkeypatch, packed):
+    monkeypatch.setattr(trace, "GAP", 10)
+    texts = [f"the ferry was late {n}" if n % 20 == 0 else f"nothing happened on day {n}" for n in range(200)]
+    data = "\n".join(texts).encode()
+    (at / "in.txt").write_bytes(gzip.compress(data) if packed else data)
+    dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line")
+    readings, tokenized = [], []
+    load, edges = corpus.load, trace.Finished._edges
+    monkeypatch.setattr(corpus, "load", lambda shard, *rest: readings.append(shard.bytes) or load(shard, *rest))
+    monkeypatch.setattr(trace.Finished, "_edges", lambda self, data: tokenized.append(data.decode()) or edges(self, data))
+    assert len(list(trace.find(dataset, "e"))) == data.count(b"e")
+    assert sorted(tokenized) == sorted(texts) and sum(readings) <= 2 * (at / "in.txt").stat().st_size
+    readings.clear(), tokenized.clear()
+    assert [place.document for place in trace.find(dataset, "late")] == list(range(0, 200, 20))
+    assert tokenized == texts[::20] and sum(readings) <= 2 * (at / "in.txt").stat().st_size
+
+
+def test_what_has_changed_since_is_noticed_from_wherever_one_asks(at):
+    (at / "in.txt").write_text("\n".join(LINES))
+    dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line")
+    asked = {
+        "row": lambda: [trace.trace(dataset, row) for row in range(dataset.rows)],
+        "phrase": lambda: list(trace.find(dataset, "FERRY")),
+        "file": lambda: list(trace.find_file(dataset, "in.txt")),
+        "byte": lambda: list(trace.find_file(dataset, "in.txt", at=20)),
+        "document": lambda: show.show(dataset.folder, document=1),
+    }
+    (at / "in.txt").write_text("\n".join(LINES).replace("ferry", "FERRY"))
+    for ask in asked.values():
+        with pytest.raises(IntegrityError, match="changed since"):
+            ask()
+    for short in "\n".join(LINES)[:30], "\n".join(LINES[:2]):
+        (at / "in.txt").write_text(short)
+        with pytest.raises(IntegrityError, match="changed since"):
+            list(trace.find(dataset, "FERRY"))
+
+
 def test_a_file_that_has_changed_since_is_noticed_and_one_that_is_gone_is_said_to_be(at):
     (at / "in.txt").write_text("\n".join(LINES))
     dataset = prepared("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line")
@@ -276,6 +317,25 @@ def test_a_file_or_a_byte_of_it_leads_to_its_documents_and_rows(at):
         list(trace.find_file(dataset, "b.txt", at=len(LINES[0])))
     with pytest.raises(ConfigError, match=r"no input file is called 'c.txt'. Nearest: 'a.txt'|'b.txt'"):
         list(trace.find_file(dataset, "c.txt"))
+
+
+def test_of_a_byte_that_lies_in_another_split_it_is_said_where_it_may_be(at):
+    (at / "in.txt").write_text("\n".join(f"{line} {n}" for n, line in enumerate(LINES * 6)))
+    folder = prepared_folder("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "split.validation=0.3")
+    train, held = (trace.Finished(folder / split) for split in ("train", "validation"))
+    other = int(held.documents["start"][0])
+    assert [place.text for place in trace.find_file(held, "in.txt", other)] == [(0, 1)]
+    with pytest.raises(
+        ConfigError, match=f"lies in no document, but in another split \\('{folder}/validation'\\), a line's end"
+    ):
+        list(trace.find_file(train, "in.txt", other))
+
+
+@pytest.mark.parametrize("phrase", ["", "\udcff"])
+def test_a_phrase_that_no_text_can_hold_is_refused(at, phrase):
+    (at / "in.txt").write_text("\n".join(LINES))
+    with pytest.raises(ConfigError, match="the phrase"):
+        list(trace.find(prepared("corpus=text", "corpus.paths=[in.txt]"), phrase))
 
 
 def test_a_step_of_training_leads_to_the_rows_that_the_loader_gives(at):
