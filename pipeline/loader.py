@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.dataset import Sample, WindowDataset
 
 POSITIONS_AT_ONCE = 8192  # permuted together, so that numpy's overhead is shared
+LARGEST = (1 << 31) - 1  # rows of a batch
 
 Ints = npt.NDArray[np.int64]
 
@@ -79,6 +80,8 @@ class Loader:
         ):  # fmt: skip
             if value < least:
                 raise ConfigError(f"loader: {name}={value} is less than {least}.")
+        if batch_size > LARGEST:
+            raise ConfigError(f"loader: batch_size={batch_size} is more than {LARGEST}.")
         if rank >= world_size:
             raise ConfigError(f"loader: rank={rank} must be less than world_size={world_size}.")
         if not dataset.fixed:
@@ -199,9 +202,9 @@ class Loader:
         def samples(positions: Ints) -> Ints:
             return permute(positions.reshape(-1), n, order).reshape(positions.shape) if self.shuffle else positions
 
-        own = np.arange(*self._share(step), dtype=np.int64)
         at_once = step * max(1, POSITIONS_AT_ONCE // self.batch_size)
         last = at + (n - at) // step * step
+        own = np.arange(*self._share(step if at < last else 0), dtype=np.int64)
         for first in range(at, last, at_once):
             starts = np.arange(first, min(last, first + at_once), step, dtype=np.int64)
             yield from zip((starts + step).tolist(), samples(starts[:, None] + own), strict=True)

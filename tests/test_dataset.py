@@ -420,10 +420,16 @@ def test_a_state_of_another_dataset_or_order_is_refused(folder, tmp_path):
         data.loader(2, shuffle=False).load_state_dict(state)
 
 
+def test_a_batch_of_far_more_rows_than_there_are_holds_them_all_and_takes_no_more_memory(folder):
+    loader = open_dataset(folder).loader(2**31 - 1)
+    assert sorted(loader.rows_at(0)) == list(range(23)) and len(next(iter(loader))["input_ids"]) == 23
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 10**20}, "batch_size=100000000000000000000 is more than 2147483647"),
         ({"batch_size": 2, "rank": 2, "world_size": 2}, "rank=2 must be less than world_size=2"),
         ({"batch_size": 2, "seed": -1}, "seed=-1"),
         ({"batch_size": 12, "world_size": 2}, "23 rows do not fill one step"),
