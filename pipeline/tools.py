@@ -146,9 +146,22 @@ def _report(options: argparse.Namespace) -> None:
         console.say(console.printable(str(path)))
 
 
+LOADER = {"batch_size": None, "rank": 0, "world_size": 1, "seed": 0, "epoch": 0, "no_shuffle": False}  # by default
+
+
+def _refuse_idle(options: argparse.Namespace) -> None:
+    """Raise ConfigError naming the options of `trace` that would change nothing."""
+    idle = ["at"] if options.file is None and options.at is not None else []
+    idle += [name for name, usual in LOADER.items() if options.step is None and getattr(options, name) != usual]
+    if idle:
+        named = ", ".join("--" + name.replace("_", "-") for name in idle)
+        raise ConfigError(f"trace: {named} would change nothing: --at goes with --file, what tells of the loader with --step.")
+
+
 def _trace(options: argparse.Namespace) -> None:
     from pipeline import trace
 
+    _refuse_idle(options)
     dataset = trace.Finished(options.dataset)
     if options.phrase is not None or options.file is not None:
         places = (

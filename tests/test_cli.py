@@ -320,6 +320,22 @@ def verb(capsys):
     return call
 
 
+def test_trace_refuses_what_it_cannot_follow_and_options_that_would_change_nothing(at, verb):
+    folder = str(run(composed(*TINY)).folder)
+    for arguments, said in (
+        (["--row", "0", "--at", "3", "--rank", "1"], "--at, --rank would change nothing"),
+        (["--phrase", "the", "--batch-size", "2", "--no-shuffle"], "--batch-size, --no-shuffle would change nothing"),
+        (["--step", "0", "--batch-size", "2", "--at", "3"], "--at would change nothing"),
+        (["--phrase", "\udcff"], "the phrase '\\udcff' is not UTF-8"),
+        (["--step", "0", "--batch-size", "4294967296"], "batch_size=4294967296 is more than"),
+        (["--step", "0", "--batch-size", "9" * 20], "is more than"),
+        (["--step", "9" * 20, "--batch-size", "2"], "has steps 0 to"),
+        (["--file", "data/sample.txt", "--at", "9" * 20], "no input file is called"),
+    ):
+        code, out, err = verb("trace", folder, *arguments)
+        assert (code, out) == (2, "") and said in err and err.startswith("error: ") and err.count("\n") == 1, err
+
+
 def test_show_draws_a_row_with_its_source_and_refuses_a_row_that_is_not_there_or_is_damaged(at, verb):
     outcome = run(composed(*TINY))
     code, out, _ = verb("show", "outputs/sample", "--row", "3")
