@@ -97,8 +97,9 @@ class Input:
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
-        return sum(stat[1] for stat in self.found.values())
+        """Bytes of its files, or of the members of archives: what the run will say that it read."""
+        sizes = [source.bytes for source in self.planned.sources] if self.planned else [stat[1] for stat in self.found.values()]
+        return sum(sizes)
 
     @property
     def files(self) -> int:

@@ -33,6 +33,7 @@ from pipeline import (
     embedding,
     engine,
     files,
+    foretold,
     hub,
     keys,
     mixture,
@@ -82,7 +83,7 @@ class Stream:
 class Estimate:
     """What a run will give and cost."""
 
-    size: int  # bytes of input files
+    size: int  # bytes of input files, or of the members of archives
     text: Guess  # bytes
     documents: Guess
     tokens: Guess  # the length of the stream: marks included
@@ -104,8 +105,9 @@ class Estimate:
     @property
     def record(self) -> Json:
         """What a run is set beside."""
-        told = {"size": self.size, "sampled": self.sampled, "seconds": self.seconds, "disk": asdict(self.disk)}
-        return told | {name: asdict(getattr(self, name)) for name in ("text", "documents", "tokens", "rows")}
+        told = {"size": self.size, "sampled": self.sampled, "seconds": self.seconds}
+        guesses = {name: getattr(self, name) for name in foretold.GUESSES}
+        return told | {name: asdict(replace(each, high=min(each.high, 1e15))) for name, each in guesses.items()}
 
 
 def estimate(config: configs.Config, seed: int = 0) -> Estimate:

@@ -7,6 +7,8 @@ from pathlib import Path
 from pipeline import files
 from pipeline.files import Json
 
+GUESSES = ("text", "documents", "tokens", "rows", "disk")
+
 
 def remember(plan: Json, root: Path, recorded: Json) -> None:
     """Note in the cache at `root` what was said of a configuration."""
@@ -21,7 +23,16 @@ def remember(plan: Json, root: Path, recorded: Json) -> None:
 def recall(root: Path, recorded: Json, size: int) -> Json | None:
     """What was said of a configuration whose input had `size` bytes; None where nothing was, or of another input."""
     told = (files.unseal(_note(root, recorded)) or {}).get("plan")
-    return told if isinstance(told, dict) and told.get("size") == size else None
+    return told if isinstance(told, dict) and _ours(told) and told["size"] == size else None
+
+
+def _ours(told: Json) -> bool:
+    """Has it what `Estimate.record` has?"""
+    try:
+        said = [told["size"], told["sampled"], told["seconds"], *(told[name]["value"] for name in GUESSES)]
+    except (KeyError, TypeError):
+        return False
+    return all(type(number) in (int, float) and 0 <= number < 1 << 63 for number in said)
 
 
 def _note(root: Path, recorded: Json) -> Path:

@@ -1,12 +1,13 @@
 """What a plan says, against the run that follows."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
 
 from conftest import EVERYTHING, composed
-from pipeline import cli, counting, estimate, sample
+from pipeline import cli, counting, estimate, foretold, sample
 from pipeline.cache import Cache
 from pipeline.config import Config
 from pipeline.errors import ConfigError, InputError
@@ -215,6 +216,39 @@ def test_a_plan_writes_nothing_but_a_note_and_the_run_stands_beside_what_it_said
     assert "plan" not in json.loads((at / "outputs/sample/manifest.json").read_text())["config"]
     assert cli.exit_code(["embedding=none", "window.stride=64"]) == 0  # of which no plan was made
     assert "had said" not in capsys.readouterr().out
+
+
+def test_the_plan_of_archives_stands_beside_the_run_too(at, capsys):
+    with zipfile.ZipFile(at / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.txt", lines(40, seed=number))
+    options = ["corpus=text", "corpus.paths=[in.zip]", "corpus.archives=true", "corpus.document=line", "tokenizer=words",
+               "embedding=none", "window.context_length=16"]  # fmt: skip
+    assert cli.exit_code([*options, "plan=true"]) == cli.exit_code(options) == 0
+    assert "  plan    had said " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "damage", [{"tokens": None}, {"rows": 3}, {"seconds": "1"}, {"disk": {"value": 10**400}}, {"size": None}]
+)
+def test_a_note_of_another_shape_is_no_plan(at, damage):
+    recorded, number = {"a": 1}, {"value": 3, "low": 2, "high": 4.5}
+    said = {"size": 7, "sampled": 0, "seconds": 0.5, **dict.fromkeys(foretold.GUESSES, number)}
+    foretold.remember(said, at, recorded)
+    assert foretold.recall(at, recorded, 7) == said and foretold.recall(at, recorded, 8) is None
+    foretold.remember(said | damage, at, recorded)
+    assert foretold.recall(at, recorded, 7) is None
+    for other in (None, [], "plan", {}):
+        foretold.remember(other, at, recorded)
+        assert foretold.recall(at, recorded, 7) is None
+
+
+def test_what_is_not_bounded_can_be_noted_all_the_same(at, monkeypatch, capsys):
+    monkeypatch.setattr(counting, "SAMPLE", sample.BLOCK)  # one block, which knows that it knows nothing
+    (at / "in.txt").write_text(lines(400))
+    options = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=bytes", "embedding=none"]
+    assert cli.exit_code([*options, "plan=true"]) == cli.exit_code(options) == 0
+    assert "had said" in capsys.readouterr().out
 
 
 def test_a_sweep_of_plans_says_each_and_a_wrong_value_is_an_error_of_the_configuration(at, capsys):
