@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import cleaning, corpus, engine, fingerprint, plan, sample, split, steps, tokenizer, vocabulary, window
 from pipeline import config as configs
-from pipeline import corpus, engine, fingerprint, plan, sample, split, steps, tokenizer, vocabulary, window
 from pipeline.arrow import flattened, joined, to_numpy
 from pipeline.cache import Entry
 from pipeline.errors import InputError
@@ -117,7 +117,8 @@ class Input:
         config, planned = self.config, self.planned
         if planned and planned.sections:
             return np.array(planned.sections, np.int8)
-        if not split.names(config.split) or planned is None or self.frame.bytes > SAMPLE:
+        little = self.frame.bytes <= SAMPLE and (self.whole or (self.counts is not None and self.counts.text.high <= SAMPLE))
+        if not split.names(config.split) or planned is None or not little:
             return None
         prints = [
             batch
@@ -209,17 +210,23 @@ def draw(inputs: Sequence[Input], seed: int) -> None:
     every = sum(one.frame.bytes for one in inputs)
     for one in inputs:
         budget = max(int(SAMPLE * one.frame.bytes / every), LEAST * sample.BLOCK if len(inputs) > 1 else 0)
-        one.whole = one.frame.bytes <= min(budget, SAMPLE) and one.planned is not None
-        one.blocks = [_whole(one)] if one.whole else list(sample.draw(one.config.corpus, one.frame, budget, seed))
+        whole = _whole(one, min(budget, SAMPLE))
+        one.whole = whole is not None
+        one.blocks = [whole] if whole else list(sample.draw(one.config.corpus, one.frame, budget, seed))
 
 
-def _whole(one: Input) -> Block:
-    whole = Block(one.frame.bytes)
-    assert one.planned is not None
+def _whole(one: Input, most: int) -> Block | None:
+    """All of an input; None where it holds more than `most` bytes, packed or not."""
+    if one.planned is None or one.frame.bytes > most:
+        return None
+    whole, size = Block(one.frame.bytes), 0
     for shard in one.planned.shards:
-        for _, _, text, _ in sample.documents(one.config.corpus, shard):
+        for _, _, text, _ in sample.documents(one.config.corpus, shard, most - size):
             whole.text.append(text)
             whole.begun.append(len(text))
+            size += len(text)
+        if size > most:
+            return None
     if not whole.text:
         raise InputError(f"read {one.files} files, {one.size} bytes, 0 usable documents.")
     return whole
@@ -333,9 +340,11 @@ def _conclude(ready: Ready, one: Input, versions: list[list[np.ndarray]]) -> Non
 
     read = [float(sum(map(len, block.text))) for block in blocks]
     begun = [float(len(block.begun)) for block in blocks]
-    by_file = one.frame.units[0].part is None and config.corpus.format == "text" and config.corpus.document == "file"
     cut = bool(one.planned and one.planned.sections)
-    documents = Guess.of(one.files) if by_file and part < 1 and not cut else guess(begun)
+    by_file = (
+        config.corpus.format == "text" and config.corpus.document == "file" and not cut and not cleaning.asked(config.corpus)
+    )
+    documents = Guess.of(len(one.frame.units)) if by_file and part < 1 else guess(begun)
     marks = vocabulary.marks(config.vocabulary, tok, (documents.value > 1.5 and not cut) or bool(one.name))
     added = (marks.eos_id is not None) + (marks.bos_id is not None)
     tokens = between([guess([float(each.sum()) for each in version]) for version in versions])
@@ -351,7 +360,7 @@ def _conclude(ready: Ready, one: Input, versions: list[list[np.ndarray]]) -> Non
     elif part >= 1:
         rows = Rows(*map(Guess.of, window.expect(*one.cut, lengths)))
     elif by_file:
-        each = np.array([round(unit.bytes * per_byte) + added for unit in one.frame.units])
+        each = np.array([round(unit.bytes * tokens.value / whole) + added for unit in one.frame.units])
         spread = ids.high / max(ids.value, 1)
         rows = Rows(*(Guess(n, n / spread, n * spread) for n in window.expect(*one.cut, each)))
     else:

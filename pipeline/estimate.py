@@ -514,11 +514,12 @@ class Look:
 
 
 def _load_rate(one: Input) -> float:
-    """Bytes of the corpus a second that one core reads and parses."""
+    """Bytes of the corpus a second, as its frame counts them, that one core reads and parses."""
+    assert one.counts is not None
     unit = max(one.frame.units, key=lambda unit: unit.bytes)
     started = time.perf_counter()
-    read = sample.head(one.config.corpus, unit, LOOK)
-    return max(1, read) / (time.perf_counter() - started)
+    read = max(1, sample.head(one.config.corpus, unit, LOOK)) / (time.perf_counter() - started)
+    return read if unit.part is None else read * one.frame.bytes / max(1.0, one.counts.text.value)
 
 
 def _sha_rate() -> float:

@@ -9,8 +9,8 @@ counts as its length says, and no single one can spoil the estimate:
     blocks         [##]                 [##]               [##]
 
 The text of a document between two places is what lies between the first border of words behind each, so neighbouring
-blocks would share out the text without seams. What can only be read as a whole (a row group of Parquet, a compressed
-file) is, and a block is a share of its text.
+blocks would share out the text without seams. What can only be read from its beginning (a row group of Parquet, a compressed
+file) is, up to HEAD bytes of text, and a block is a share of its text: of no more than BLOCK bytes, however it is packed.
 
 **The estimate** of a total Y from blocks with sizes x and counts y is by ratio: X Σy / Σx, with the variance
 X² (1 - f) s² / (n x̄²), s² that of y - (Σy / Σx) x over the blocks, f the part of the corpus that was read. Cochran,
@@ -20,6 +20,7 @@ a little better than it says.
 
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from functools import partial
 import numpy as np
 
 from pipeline import cleaning, corpus, places, plan, stores
-from pipeline.arrow import adjoin, flags, string_bytes, to_numpy
+from pipeline.arrow import flags, string_bytes, to_numpy
 from pipeline.columns import columns
 from pipeline.config import Corpus
 from pipeline.files import Stat
@@ -37,7 +38,7 @@ from pipeline.files import Stat
 BLOCK = 1 << 12  # bytes
 REACH = 1 << 20  # bytes in which the border of a line or paragraph is looked for
 GROUPS = 16  # parts that are read as a whole, where there are more
-HEAD = 1 << 28  # bytes of text of one that are read at most
+HEAD = 1 << 28  # bytes of text of one that are read, and held, at most
 FETCHES = 32  # blocks of files in a store that are read side by side
 SEEKABLE = ("text", "jsonl", "parquet")  # formats that can be read from anywhere, where nothing is wrapped around them
 LOOKED = 1000  # files whose heads are looked at
@@ -191,21 +192,21 @@ def draw(settings: Corpus, drawn: Frame, budget: int, seed: int) -> Iterator[Blo
             far = any(stores.is_url(unit.path) for unit in units)  # then many a round trip is waited for
             yield from (pool.map if far else map)(blocks, starts[order].tolist())
         return
-    owner = np.searchsorted(ends, starts, "right")
+    blocks_of = np.bincount(np.searchsorted(ends, starts, "right"), minlength=len(units)).tolist()
     for index in generator.permutation(len(units)).tolist():
-        values: Values | None = None
+        if not (own := blocks_of[index]):
+            continue
+        values, size = _values(settings, units[index]), units[index].bytes
+        share = min(1 / own, BLOCK / max(size, int(values.edges[-1])))
         merged = Block(0)
-        for start in starts[order[owner[order] == index]].tolist():
-            values = values or _values(settings, units[index])
+        for low in generator.permutation((np.arange(own) + generator.random(own) * (1 - share * own)) / own).tolist():
             block = merged if some else Block(0)
-            low, end, size = start - int(ends[index]) + units[index].bytes, int(ends[index]), units[index].bytes
-            high = low + min(BLOCK, end - start)
-            _from_rows(values, low / size, high / size, block)
-            block.size += high - low
+            _from_rows(values, low, low + share, block)
+            block.size += share * size
             block.partial = values.partial
             if not some:
                 yield block
-        if merged.size:
+        if some:
             yield merged
 
 
@@ -224,9 +225,9 @@ def _block(settings: Corpus, units: Sequence[Unit], ends: np.ndarray, start: int
 
 @dataclass(frozen=True)
 class Values:
-    """The documents of a part, where each begins in all of their text and the last ends, and are some not read?"""
+    """The documents of a part end to end, where each begins and the last ends, and are some not read?"""
 
-    rows: list[bytes]
+    text: memoryview
     edges: np.ndarray
     partial: bool
 
@@ -234,23 +235,23 @@ class Values:
 def _values(settings: Corpus, unit: Unit) -> Values:
     """The documents of a part; of a very large one those at its head."""
     assert unit.part is not None
-    rows, size = list[bytes](), 0
-    for _, _, text, _ in documents(settings, plan.Shard(0, (unit.part,))):
-        rows.append(text)
-        size += len(text)
-        if size > HEAD:
-            break
-    return Values(rows, adjoin([*map(len, rows)]), size > HEAD)
+    text, edges = bytearray(), array("q", [0])
+    for _, _, piece, ends in _pieces(settings, plan.Shard(0, (unit.part,)), HEAD):
+        text += piece
+        if ends or len(text) > HEAD:
+            edges.append(len(text))
+    return Values(memoryview(text), np.array(edges), len(text) > HEAD)
 
 
 def _from_rows(values: Values, low: float, high: float, block: Block) -> None:
     """The share [low, high) of the text of a part, by bytes."""
-    rows, edges = values.rows, values.edges
+    edges = values.edges
     left, right = low * int(edges[-1]), high * int(edges[-1])
-    for row in range(int(np.searchsorted(edges, left, "right")) - 1, min(len(rows), int(np.searchsorted(edges, right)))):
-        text, begin = rows[row], int(edges[row])
+    for row in range(int(np.searchsorted(edges, left, "right")) - 1, min(len(edges) - 1, int(np.searchsorted(edges, right)))):
+        begin, end = int(edges[row]), int(edges[row + 1])
+        text = values.text[begin:end]
         a, b = (_word(text, int(max(0, place - begin))) for place in (left, right))
-        block.text.append(text[a:b])
+        block.text.append(bytes(text[a:b]))
         if left <= begin < right:
             block.begun.append(len(text))
 
@@ -277,9 +278,9 @@ def _from_file(settings: Corpus, unit: Unit, low: int, high: int, block: Block) 
 
 
 def head(settings: Corpus, unit: Unit, most: int) -> int:
-    """Read about `most` bytes from the beginning of a unit, documents and all; how many it were."""
+    """Read about `most` bytes from the beginning of a unit, documents and all; how many it were, of a part of its text."""
     if unit.part is not None:
-        return unit.bytes if _values(settings, unit).rows else 0
+        return sum(len(piece) for _, _, piece, _ in _pieces(settings, plan.Shard(0, (unit.part,)), most))
     whole = settings.format == "text" and settings.document == "file"
     stop = min(most, unit.bytes) if whole or most >= unit.bytes else _records(settings, unit, 0, most)[1]
     part = plan.Part(0, unit.path, 0, stop, stop, "", places.file_stat(unit.path))
@@ -288,19 +289,34 @@ def head(settings: Corpus, unit: Unit, most: int) -> int:
     return stop
 
 
-def documents(settings: Corpus, shard: plan.Shard) -> Iterator[tuple[int, int, bytes, bool]]:
-    """(start, end, text, is all of it there) of the documents of a shard; a long one in pieces that are put together."""
+def documents(settings: Corpus, shard: plan.Shard, most: float = math.inf) -> Iterator[tuple[int, int, bytes, bool]]:
+    """(start, end, text, is all of it there) of the documents of a shard; a long one in pieces that are put together.
+
+    No more is read once there are more than `most` bytes of text.
+    """
     waiting: list[bytes] = []
-    begin = 0
+    begin = end = 0
+    for start, end, piece, ends in _pieces(settings, shard, most):
+        begin = begin if waiting else start
+        waiting.append(piece)
+        if ends:
+            yield begin, end, b"".join(waiting), True
+            waiting = []
+    if waiting:
+        yield begin, end, b"".join(waiting), False
+
+
+def _pieces(settings: Corpus, shard: plan.Shard, most: float) -> Iterator[tuple[int, int, bytes, bool]]:
+    """(start, end, text, does a document end with it) of the rows of a shard, as many as make more than `most` bytes."""
+    size = 0
     for batch in corpus.load(shard, settings, Counter()):
         data, offsets = string_bytes(batch["text"])
         starts, stops, ends = to_numpy(batch["start"]), to_numpy(batch["end"]), flags(batch["ends"])
         for row in range(len(batch)):
-            begin = begin if waiting else int(starts[row])
-            waiting.append(data[offsets[row] : offsets[row + 1]].tobytes())
-            if ends[row]:
-                yield begin, int(stops[row]), b"".join(waiting), True
-                waiting = []
+            yield int(starts[row]), int(stops[row]), data[offsets[row] : offsets[row + 1]].tobytes(), bool(ends[row])
+            size += int(offsets[row + 1] - offsets[row])
+            if size > most:
+                return
 
 
 def _records(settings: Corpus, unit: Unit, low: int, high: int) -> tuple[int, int]:
@@ -332,14 +348,14 @@ def _records(settings: Corpus, unit: Unit, low: int, high: int) -> tuple[int, in
     return left, right
 
 
-def _character(data: bytes, place: int) -> int:
+def _character(data: bytes | memoryview, place: int) -> int:
     """The first border of UTF-8 characters at or behind a place."""
     while place < len(data) and data[place] & 0xC0 == 0x80:
         place += 1
     return place
 
 
-def _word(text: bytes, place: int) -> int:
+def _word(text: bytes | memoryview, place: int) -> int:
     """The first border of words at or behind a place in a text; of characters where there is none near."""
     if not 0 < place < len(text):
         return min(max(place, 0), len(text))

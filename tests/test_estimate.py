@@ -1,5 +1,6 @@
 """What a plan says, against the run that follows."""
 
+import gzip
 import json
 import zipfile
 
@@ -68,6 +69,23 @@ def test_of_a_larger_corpus_a_sample_is_tokenized_and_the_range_holds_the_truth(
     common = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "window.context_length=16", "embedding=none"]
     said = require_right(composed(*common, *options))
     assert not said.tokens.exact and said.tokens.high / said.tokens.low < 1.3 and said.sampled < 70_000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["corpus.document=line", "tokenizer=bytes"],
+        ["corpus.document=line", "tokenizer=words", "split.validation=0.2"],
+        ["tokenizer=bytes", "window=document", "window.truncate=true"],
+    ],
+)
+def test_a_small_file_of_much_text_is_sampled_like_any_other_and_the_range_holds_the_truth(at, monkeypatch, options):
+    monkeypatch.setattr(counting, "SAMPLE", 60_000)
+    (at / "in.txt.gz").write_bytes(gzip.compress((lines(300) * 40).encode()))
+    assert (at / "in.txt.gz").stat().st_size < 60_000
+    common = ["corpus=text", "corpus.paths=[in.txt.gz]", "window.context_length=16", "embedding=none"]
+    said = require_right(composed(*common, *options))
+    assert not said.tokens.exact and 50_000 < said.sampled < 70_000
 
 
 def test_a_corpus_too_large_to_be_hashed_is_sampled_all_the_same(at, monkeypatch):

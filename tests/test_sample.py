@@ -1,5 +1,6 @@
 """Samples by bytes: blocks share out a corpus without seams, and the interval holds the truth as often as it says."""
 
+import gzip
 import json
 
 import numpy as np
@@ -99,6 +100,23 @@ def test_a_line_longer_than_the_reach_is_cut_between_characters_and_still_counts
     total, blocks = drawn(settings, 64 << 10, 3)
     guess = sample.ratio(total, [b.size for b in blocks], [sum(map(len, b.text)) for b in blocks], 0.2)
     assert abs(guess.value / 300_000 - 1) < 0.01 and all(text.decode() for b in blocks for text in b.text)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_of_what_is_packed_no_more_text_is_drawn_than_of_what_is_not_and_no_more_than_the_head_is_held(at, monkeypatch, long):
+    line = "the ferry was late because of the fog" + (" " if long else "\n")
+    (at / "in.txt.gz").write_bytes(gzip.compress((line * 20_000).encode()))
+    settings = Corpus(paths=["in.txt.gz"], document="file" if long else "line")
+    total, blocks = drawn(settings, 64 << 10, 0)
+    text = sum(len(text) for block in blocks for text in block.text)
+    assert total < 16 << 10 and 60 << 10 < text < 68 << 10
+    guess = sample.ratio(total, [block.size for block in blocks], [sum(map(len, b.text)) for b in blocks], 0.1)
+    assert guess.low <= len(line.rstrip("\n")) * 20_000 <= guess.high and guess.high / guess.low < 1.05
+    monkeypatch.setattr(sample, "HEAD", 100_000)
+    monkeypatch.setattr("pipeline.batches.BLOCK", 1 << 14)
+    unit = sample.frame(settings, places.find(settings)).units[0]
+    values = sample._values(settings, unit)
+    assert values.partial and 100_000 < len(values.text) < 120_000
 
 
 def test_a_part_of_which_only_the_head_is_read_says_so(at, monkeypatch):
