@@ -25,7 +25,8 @@ from pipeline.compression import Stream
 from pipeline.config import Corpus
 from pipeline.errors import InputError, PipelineError
 
-HEADERS = 1 << 20  # bytes of a long name or of further attributes, which tarfile reads in one
+HEADERS = 1 << 20  # bytes of a long name or of further attributes, which are read in one
+PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)  # headers of attributes, of one member or of all
 Listed = tuple[str, int]  # a member's name and its bytes
 
 
@@ -37,12 +38,10 @@ def open_archive(file: Any, size: int, path: str, corpus: Corpus) -> "Zip | Tar 
         found = compression.archive(head)
         return Zip(file, size, path, corpus) if found == "zip" else Tar(file, size, path, corpus) if found == "tar" else None
     try:
-        inner = compression.Decompressed(compression.Ranged(file, size), packed, path, corpus)
-        if compression.archive(inner.read(512)) == "tar":
-            return Tar(file, size, path, corpus, packed)
+        head = compression.Decompressed(compression.Ranged(file, size), packed, path, corpus).read(512)
     except InputError:  # damaged: whoever reads it says so
-        pass
-    return None
+        return None
+    return Tar(file, size, path, corpus, packed) if compression.archive(head) == "tar" else None
 
 
 class _Archive:
@@ -130,12 +129,56 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"byte {archive.offset}: {error or 'it ends too early'}") from error
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
-        if self.type not in tarfile.SUPPORTED_TYPES or (self.type not in tarfile.REGULAR_TYPES and self.size > HEADERS):
+        known = self.type in (*tarfile.SUPPORTED_TYPES, *PAX)
+        if not known or self.size < 0 or (self.type not in tarfile.REGULAR_TYPES and self.size > HEADERS):
             raise tarfile.ReadError(f"a header of type {self.type!r} and {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]
 
+    def _proc_pax(self, archive: tarfile.TarFile) -> Any:
+        """The member behind a header of attributes, with the path and the size that it gives.
 
-TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OSError, OverflowError, MemoryError, KeyError, IndexError, TypeError)
+        What tarfile itself does with such a header takes time and memory in the square of its length.
+        """
+        told = _attributes(archive.fileobj.read(self._block(self.size))[: self.size])  # type: ignore[attr-defined]
+        sparse = any(name.startswith(b"GNU.sparse.") for name in told)
+        if self.type == tarfile.XGLTYPE and (sparse or told.keys() & {b"path", b"size"}):
+            raise tarfile.ReadError("a path or a size for all members")
+        try:
+            member = self.fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"byte {archive.offset}: {error}") from error
+        if b"path" in told:
+            member.name = told[b"path"].decode(errors="surrogateescape").rstrip("/")
+        if b"size" in told:
+            member.size = int(told[b"size"])
+            archive.offset = member.offset_data + member._block(member.size)  # type: ignore[attr-defined]
+        if sparse:
+            member.sparse = b""
+        return member
+
+
+def _attributes(data: bytes) -> dict[bytes, bytes]:
+    """The records of a pax header. Raises ReadError where there is anything else.
+
+    >>> _attributes(b"12 path=one\\n9 size=2\\n")
+    {b'path': b'one', b'size': b'2'}
+    """
+    told, at = {}, 0
+    while at < len(data):
+        digits = data[at : at + 20].partition(b" ")[0]
+        record = data[at : at + int(digits)] if digits.isdigit() else b""
+        name, equals, value = record.partition(b" ")[2].partition(b"=")
+        if not equals or not value.endswith(b"\n") or (name == b"size" and not value[:-1].isdigit()):
+            raise tarfile.ReadError(f"a header of attributes with {record[:40]!r} in it")
+        told[name] = value[:-1]
+        at += len(record)
+    return told
+
+
+TAR_ERRORS = (
+    *(tarfile.TarError, EOFError, ValueError, OSError, OverflowError, MemoryError, KeyError, IndexError, TypeError),
+    RecursionError,
+)
 
 
 class Tar(_Archive):
@@ -143,6 +186,7 @@ class Tar(_Archive):
 
     def __init__(self, file: Any, size: int, path: str, corpus: Corpus, packed: str | None = None) -> None:
         super().__init__(path)
+        self._corpus, self._size = corpus, size
         self._stream: Stream = compression.Ranged(file, size)
         if packed:
             self._stream = compression.Decompressed(self._stream, packed, path, corpus)
@@ -166,6 +210,7 @@ class Tar(_Archive):
                 continue
             if not info.isreg() or info.issparse():
                 raise self.unsafe(info.name, "which is a link, a device or sparse")
+            compression.require_growth(f"{self.path}!{info.name}", info.size, self._size, self._corpus)  # before it is skipped
             if (name := self.safe(info.name, self._seen)) is not None:
                 return name, info
 

@@ -305,9 +305,11 @@ def _borders(path: str, size: int, corpus: Corpus) -> list[int]:
 
     They are the parts, on record borders; for Parquet they only share out the hashing.
     """
+    if corpus.archives:  # the members of one have formats of their own
+        return [0, size]
     form = file_format(path, corpus)
     least = HASHED if form == "parquet" else corpus.shard_bytes
-    if size <= least or corpus.archives or whole(path, corpus):
+    if size <= least or whole(path, corpus):
         return [0, size]
     if form == "parquet":
         return [*range(0, size, HASHED), size]

@@ -94,11 +94,12 @@ def zipped(members: dict[str, bytes]) -> bytes:
     return sink.getvalue()
 
 
-def tarred(members: dict[str, bytes], mode: str = "w") -> bytes:
+def tarred(members: dict[str, bytes], mode: str = "w", form: int = tarfile.USTAR_FORMAT) -> bytes:
+    """A tar; a pax one with headers of attributes for all (as git makes them) and for each (as a time in fractions is one)."""
     sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode=mode) as archive:
+    with tarfile.open(fileobj=sink, mode=mode, format=form, pax_headers={"comment": "a commit"}) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
-            info.size = len(data)
+            info.size, info.mtime = len(data), 0.5
             archive.addfile(info, io.BytesIO(data))
     return sink.getvalue()

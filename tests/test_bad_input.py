@@ -206,6 +206,14 @@ def odd_tar(change: Callable[[tarfile.TarInfo], None]) -> bytes:
     return sink.getvalue()
 
 
+def attributes(records: bytes, members: int = 1, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A tar whose member has so many pax headers with these records before it."""
+    head, info = tarfile.TarInfo("h"), tarfile.TarInfo("a.txt")
+    head.type, head.size, info.size = kind, len(records), 4
+    one = head.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+    return one * members + info.tobuf(tarfile.USTAR_FORMAT) + b"text" + bytes(508 + 1024)
+
+
 def linking(info: tarfile.TarInfo) -> None:
     info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
 
@@ -271,6 +279,15 @@ BYTES = [
     ("B21-link", put(odd_tar(linking)), ARCHIVES, 3, "which is a link, a device or sparse"),
     ("B21-device", put(odd_tar(device)), ARCHIVES, 3, "which is a link, a device or sparse"),
     ("B21-twice", put(tarred({"a.txt": b"text", "./a.txt": b"text"})), ARCHIVES, 3, "'./a.txt', twice"),
+    ("B21-up-by-attribute", put(attributes(b"20 path=../../a.txt\n")), ARCHIVES, 3, "whose path leads out of the archive"),
+    ("B21-sparse", put(attributes(b"22 GNU.sparse.major=1\n")), ARCHIVES, 3, "which is a link, a device or sparse"),
+    ("B21-attributes-in-one-another", put(attributes(b"2 " * 500_000 + b"=")), ARCHIVES, 3, "'x' is not a whole archive: a header of attributes with b'2 ' in it"),
+    ("B21-attributes-of-digits", put(attributes(b"1" * 1_000_000)), ARCHIVES, 3, "'x' is not a whole archive"),
+    ("B21-attributes-without-end", put(attributes(b"6 a=b\n", 3000)), ARCHIVES, 3, "'x' is not a whole archive"),
+    ("B21-attributes-for-all", put(attributes(b"14 path=b.txt\n", kind=tarfile.XGLTYPE)), ARCHIVES, 3, "a path or a size for all members"),
+    ("B21-size", put(attributes(b"31 size=9999999999999999999999\n")), ARCHIVES, 3, "'x!a.txt' becomes more than 200 times larger"),
+    ("B21-size-of-less-than-nothing", put(attributes(b"10 size=-5\n")), ARCHIVES, 3, "a header of attributes with b'10 size=-5"),
+    ("B21-damaged-within", put(gzip.compress(attributes(b"10 size=-5\n"))), ARCHIVES, 3, "a header of attributes with b'10 size=-5"),
     ("B21-fine", put(zipped({"a.txt": b"text of some length"})), ARCHIVES, 0, None),
     ("B26-schema", put(parquet(text=[1])), ["corpus=parquet"], 3, "'x': column 'text' holds int64, not strings"),
     ("B26-footer", put(parquet(text=["a"])[:-8] + b"\xff\xff\0\0PAR1"), ["corpus=parquet"], 3, "'x' is not a readable Parquet file"),

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,17 +52,19 @@ def test_every_format_and_compression_gives_the_same_documents(form: str, compre
     assert read(Corpus(format=form.split()[0], paths=[str(path)], shard_bytes=9000), tmp_path) == ROWS
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "pax", "pax.gz"])
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "arrow stream"])
 def test_members_of_archives_are_sources_of_their_own(form: str, kind: str, tmp_path: Path) -> None:
-    half = {"./b/two.gz": COMPRESSIONS["gz"](FORMATS[form](ROWS[:700])), "a/one": FORMATS[form](ROWS[700:]), "._a": b"\0"}
-    path = tmp_path / "archive"
-    path.write_bytes(zipped(half) if kind == "zip" else tarred(half, "w:gz" if kind == "tar.gz" else "w"))
+    long = "a/" + "é" * 120
+    half = {"./b/two.gz": COMPRESSIONS["gz"](FORMATS[form](ROWS[:700])), long: FORMATS[form](ROWS[700:]), "._a": b"\0"}
+    path, packed = tmp_path / "archive", "w:gz" if kind.endswith("gz") else "w"
+    layout = tarfile.PAX_FORMAT if kind.startswith("pax") else tarfile.GNU_FORMAT
+    path.write_bytes(zipped(half) if kind == "zip" else tarred(half, packed, layout))
     asked = Corpus(format=form.split()[0], paths=[str(path)], archives=True)
     assert read(asked, tmp_path) == ROWS
     planned = plan.make(asked, Cache.open(tmp_path / "cache"), True, 1)
     assert planned == plan.make(asked, Cache.open(tmp_path / "cache"), True, 1)
-    assert [source.path for source in planned.sources] == [f"{path}!b/two.gz", f"{path}!a/one"]
+    assert [source.path for source in planned.sources] == [f"{path}!b/two.gz", f"{path}!{long}"]
     with pytest.raises(InputError, match=r"is an archive \(.*set corpus\.archives=true|not a readable"):
         read(Corpus(format=form.split()[0], paths=[str(path)]), tmp_path)
 
@@ -79,6 +82,13 @@ def test_a_folder_of_many_formats_is_read_by_the_endings_of_its_names(tmp_path: 
     before = plan.make(asked, Cache.open(tmp_path / "cache"), True, 1).sha256
     (folder / "e.md").rename(folder / "e.markdown")
     assert plan.make(asked, Cache.open(tmp_path / "cache"), True, 1).sha256 == before
+    packed = tmp_path / "archive"
+    packed.write_bytes(zipped({"one.jsonl": FORMATS["jsonl"](ROWS[:9]), "two.md": b"# Another"}))
+    assert read(Corpus(format="auto", paths=[str(packed), str(folder / "b.csv")], archives=True), tmp_path) == [
+        *ROWS[:9],
+        "# Another",
+        *ROWS[10:20],
+    ]
     (folder / "f.doc").write_text("?")
     with pytest.raises(ConfigError, match=r"f\.doc.*corpus\.format=auto knows the endings"):
         read(asked, tmp_path)
