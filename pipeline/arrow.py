@@ -90,6 +90,15 @@ def joined(rows: Sequence[bytes]) -> pa.StringArray:
     return strings(b"".join(rows), adjoin([*map(len, rows)]))
 
 
+def joined_or_null(rows: Sequence[bytes | None]) -> pa.StringArray:
+    """The same, of rows some of which may be null."""
+    array = joined([row or b"" for row in rows])
+    if None not in rows:
+        return array
+    valid = np.packbits(np.array([row is not None for row in rows], bool), bitorder="little")
+    return pa.StringArray.from_buffers(len(rows), *array.buffers()[1:], pa.py_buffer(valid))
+
+
 def string_bytes(text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     """The UTF-8 of all rows end to end, uint8, and int64 offsets that start at 0, `[rows + 1]`."""
     offsets, data = row_offsets(text), text.buffers()[2]

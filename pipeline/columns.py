@@ -13,12 +13,12 @@ import json
 import string
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.arrow import adjoin, flags, numbers, string_bytes, strings
+from pipeline.arrow import adjoin, flags, joined_or_null, numbers, strings
 from pipeline.batches import row_bytes
 from pipeline.config import Corpus
 from pipeline.errors import ConfigError, InputError
@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError, InputError
 Pairs = tuple[tuple[str, Any], ...]  # a JSON object, in which a key may be given twice
 KINDS = (pa.string(), pa.large_string(), pa.string_view())
 MISSING = object()
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -203,40 +204,33 @@ def take_column(batch: pa.RecordBatch, way: tuple[str, ...]) -> pa.Array:
 
 
 def metadata_array(column: pa.Array) -> pa.StringArray:
-    """Any column as strings: what has no plain words as JSON."""
+    """Any column as strings, which may not be UTF-8: what has no plain words as JSON."""
     kind = column.type
     if is_text(kind):
         return column.cast(pa.string())
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return joined_or_null(
-            [None if one is None else json.dumps(one, ensure_ascii=False, default=str) for one in column.to_pylist()]
-        )
+        return joined_or_null([*map(_as_json, column)])
     try:
         return column.cast(pa.string())
     except pa.ArrowException:
-        return joined_or_null([None if one is None else str(one) for one in column.to_pylist()])
+        return joined_or_null([None if one is None else str(one).encode() for one in column.to_pylist()])
 
 
-def joined_or_null(rows: list[str | None]) -> pa.StringArray:
-    """Strings and nulls as an array."""
-    data = [(row or "").encode(errors="replace") for row in rows]
-    valid = np.packbits(np.array([row is not None for row in rows], bool), bitorder="little")
-    offsets = adjoin([*map(len, data)]).astype(np.int32)
-    buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(b"".join(data))]
-    return pa.StringArray.from_buffers(len(rows), buffers[1], buffers[2], buffers[0])
+def _as_json(value: pa.Scalar) -> bytes | None:
+    """A value as JSON; where a string in it is not UTF-8, that string."""
+    try:
+        plain = value.as_py()
+    except UnicodeDecodeError as error:
+        return bytes(error.object)
+    return None if plain is None else json.dumps(plain, ensure_ascii=False, default=str).encode()
 
 
-def take(metadata: dict[str, pa.Array], places: np.ndarray) -> dict[str, pa.Array]:
+def take(columns: dict[Key, pa.Array], places: np.ndarray) -> dict[Key, pa.Array]:
     """The rows at these places."""
     rows = numbers(places.astype(np.int64))
-    return {name: column.take(rows) for name, column in metadata.items()}
+    return {key: column.take(rows) for key, column in columns.items()}
 
 
 def null_rows(column: pa.Array) -> np.ndarray:
     """The places of the nulls, int64."""
     return np.flatnonzero(flags(column.is_null())) if column.null_count else np.empty(0, np.int64)
-
-
-def text_size(column: pa.StringArray) -> int:
-    """Bytes of all rows."""
-    return len(string_bytes(column)[0])

@@ -29,8 +29,24 @@ MARKS = {
 HEAD = 512  # bytes that tell compression and archives
 IN_MEMORY = 16 << 20  # bytes of a temporary copy
 
+MARKING = "pipeline.mark"  # what is to be done with bytes that are not of the encoding
+
 Counts = Counter[str]
 Read = Callable[[int, int], tuple[bytes, bool]]
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    """Lone surrogates in place of the bytes that cannot be decoded, so that they are not UTF-8 afterwards either."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(MARKING, _mark)
+
+
+def marked(data: bytes, at: int) -> int:
+    """The byte that could not be decoded, of which a mark stands at `at`."""
+    return ord(data[at : at + 3].decode(errors="surrogatepass")) & 0xFF
 
 
 class Opener:
@@ -197,7 +213,7 @@ class Content:
 
     def _recoded(self, counts: Counts) -> Read:
         corpus = self.corpus
-        decoder = codecs.getincrementaldecoder(corpus.encoding)("replace" if corpus.errors == "replace" else "strict")
+        decoder = codecs.getincrementaldecoder(corpus.encoding)("replace" if corpus.errors == "replace" else MARKING)
         waiting, first, at, over = b"", 0, 0, False  # UTF-8, the position of its first byte, how far the file is read
 
         def read(position: int, want: int) -> tuple[bytes, bool]:
@@ -205,14 +221,11 @@ class Content:
             waiting, first = waiting[position - first :], position
             while len(waiting) <= want and not over:
                 data, over = self.read(at, batches.BLOCK)
-                held = len(decoder.getstate()[0])
                 try:
                     text = decoder.decode(data, over)
-                except UnicodeDecodeError as error:
-                    place = at - held + error.start + 1
+                except UnicodeError as error:  # of the whole, not of a byte: there is no byte-order mark
                     raise InputError(
-                        f"{self.name!r} byte {place}: {error.reason} in corpus.encoding={corpus.encoding}."
-                        " Set corpus.errors=replace, or the right encoding."
+                        f"{self.name!r} cannot be read with corpus.encoding={corpus.encoding}: {error}."
                     ) from error
                 if at == 0:
                     text = text.removeprefix("\ufeff")

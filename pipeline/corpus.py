@@ -31,6 +31,7 @@ from pipeline import cleaning, delimited, json_records, plain_text, tables
 from pipeline.arrow import string_bytes, text_bytes
 from pipeline.batches import Batches, regular, with_metadata
 from pipeline.config import Corpus
+from pipeline.console import counted
 from pipeline.content import Counts, Opener
 from pipeline.errors import InputError, from_os_error
 from pipeline.plan import Plan, Shard, require_planned
@@ -38,7 +39,7 @@ from pipeline.rejects import Rejects
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 READERS = {
     "text": plain_text.read,
     "jsonl": json_records.read_lines,
@@ -49,7 +50,7 @@ READERS = {
     "arrow": tables.read_arrow,
 }
 TABLES = ("parquet", "arrow")
-BAD = {"undecodable": "are not UTF-8", "bad": "cannot be read"}
+BAD = {"undecodable": "could not be decoded", "bad": "could not be read"}
 RULES = ("short", "long", "unmatched", "excluded")
 ASKED = (  # settings that are in the key only where they are not left at their default
     *("template", "metadata", "on_bad_row", "newlines", "unicode", "ftfy", "include", "exclude", "list_dropped", "archives"),
@@ -101,17 +102,19 @@ def require_documents(counts: Counts, plan: Plan) -> None:
     """Raise InputError where the `counts` of all shards together hold no document, with the reasons."""
     if not counts["documents"]:
         reasons = {
-            "empty files": counts["empty_files"],
-            "documents of white space alone": counts["dropped_blank_documents"],
-            "undecodable documents": counts["dropped_undecodable_documents"],
-            "bad rows": counts["dropped_bad_documents"],
-            "documents left out by a rule": sum(counts[f"dropped_{reason}_documents"] for reason in RULES),
-            "records of HTML, of which text must be made first, as WET files hold it": counts["html_records"],
-            "records without text": counts["other_records"],
+            ("empty file", ""): counts["empty_files"],
+            ("document", " of white space alone"): counts["dropped_blank_documents"],
+            ("undecodable document", ""): counts["dropped_undecodable_documents"],
+            ("bad row", ""): counts["dropped_bad_documents"],
+            ("document", " left out by a rule"): sum(counts[f"dropped_{reason}_documents"] for reason in RULES),
+            ("record", " of HTML, of which text must be made first, as WET files hold it"): counts["html_records"],
+            ("record", " without text"): counts["other_records"],
         }
-        told = ", ".join(f"{count} {what}" for what, count in reasons.items() if count) or "nothing but separators"
-        size = sum(source.bytes for source in plan.sources)
-        raise InputError(f"read {len(plan.sources)} files, {size} bytes, 0 usable documents (reasons: {told}).")
+        told = (
+            ", ".join(counted(count, what) + of for (what, of), count in reasons.items() if count) or "nothing but separators"
+        )
+        size = counted(sum(source.bytes for source in plan.sources), "byte")
+        raise InputError(f"read {counted(len(plan.sources), 'file')}, {size}, 0 usable documents (reasons: {told}).")
 
 
 def _reader(form: str) -> Callable[..., Batches]:
@@ -161,7 +164,7 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool, reject: Ca
                 _warn(f"{content.name!r} holds {nul} NUL bytes in {size}: is it a binary file?")
             for reason, said in BAD.items():
                 if skipped := counts[f"dropped_{reason}_documents"] - before[reason]:
-                    _warn(f"{content.name!r}: {skipped} documents from byte or row {part.start} on {said} and were skipped.")
+                    _warn(f"{content.name!r}: {counted(skipped, 'document')} from byte or row {part.start} on {said}: skipped.")
             if content.format not in TABLES:
                 counts["bytes"] += content.size
             if part.start == part.end:

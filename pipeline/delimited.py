@@ -5,7 +5,8 @@
     the ferry was ""late""."⏎       one document, `start` and `end` are the bytes of its row
 
 The text is read line by line (`\\n` ends one) and Python's parser takes as many lines as a row needs, so that the bytes of
-each row are known. A row with more or fewer fields than the header, or with a quote in the wrong place, is a bad row.
+each row are known. A row with more or fewer fields than the header, or with a quote in the wrong place, is a bad row, and so
+is one that is not UTF-8, whatever columns are read.
 """
 
 import csv
@@ -15,14 +16,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pipeline import batches
-from pipeline.arrow import joined, text_bytes
+from pipeline.arrow import joined, joined_or_null, text_bytes
 from pipeline.batches import Batches, make_batch
-from pipeline.columns import columns, joined_or_null, missing
+from pipeline.columns import columns, missing
 from pipeline.config import Corpus
 from pipeline.content import Content, Counts
 from pipeline.errors import ConfigError, InputError, PipelineError
-from pipeline.plain_text import ADVICE, too_long, without_blank
-from pipeline.rejects import Rejects
+from pipeline.plain_text import not_utf8, too_long, without_blank
+from pipeline.rejects import BadRow, Rejects
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 MANY = 1 << 14  # rows in a batch
@@ -35,6 +36,8 @@ class _Lines:
         self.take, self.position = content.as_text(counts)
         self.begin = self.position  # of the row at hand
         self.raw: list[bytes] = []  # its lines
+        self.wrong: int | None = None  # where in the row its first byte lies that is not UTF-8
+        self.grown = 0  # bytes that the row has more where such bytes are replaced
         self._content, self._corpus, self._pending = content, corpus, self._split()
 
     def __iter__(self) -> Iterator[str]:
@@ -43,14 +46,21 @@ class _Lines:
     def __next__(self) -> str:
         line = next(self._pending)
         self.raw.append(line)
-        self.position += len(line)
+        at, self.position = self.position - self.begin, self.position + len(line)
         if self.position - self.begin > self._corpus.max_document_bytes:
             raise too_long(self.begin, self._content, self._corpus)
-        return line.decode(errors="surrogateescape")
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            self.wrong = at + error.start if self.wrong is None else self.wrong
+            text = line.decode(errors="replace")
+            self.grown += len(text.encode()) - len(line)
+            return text
 
-    def row(self) -> bytes:
-        """The bytes of the row that the parser has just given, and begin the next one."""
-        data, self.raw, self.begin = b"".join(self.raw), [], self.position
+    def row(self) -> tuple[bytes, int | None, int]:
+        """The bytes of the row that the parser has just given, `wrong` and `grown`; and begin the next one."""
+        data = b"".join(self.raw), self.wrong, self.grown
+        self.raw, self.wrong, self.grown, self.begin = [], None, 0, self.position
         return data
 
     def _split(self) -> Iterator[bytes]:
@@ -79,7 +89,7 @@ def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> 
     header: list[str] | None = None
     texts: list[bytes] = []
     edges: list[tuple[int, int]] = []
-    carried: list[list[str | None]] = [[] for _ in wanted.metadata]
+    carried: list[list[bytes | None]] = [[] for _ in wanted.metadata]
     held = 0
 
     def flush() -> Batches:
@@ -103,13 +113,16 @@ def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> 
             fields = next(parser, None)
         except csv.Error as error:
             problem = str(error)
-        start, raw = lines.begin, lines.row()
+        start, (raw, wrong, grown) = lines.begin, lines.row()
         if fields is None and not problem:
             break
         counts["syntax_bytes"] += len(raw)
         if header is None:
             if problem:
-                raise _bad(content, start, f"{problem} in the header")()
+                raise InputError(f"{content.name!r} line {content.line_and_byte(start)[0]}: {problem} in the header.")
+            if wrong is not None and corpus.errors == "strict":
+                raise not_utf8(content, start, raw, wrong, "Set corpus.errors=replace")()
+            counts.update(recoded_bytes=grown, syntax_bytes=grown)
             header = fields
             places = {name: _place(header or [], name, content, corpus) for name in wanted.all}
             continue
@@ -121,16 +134,18 @@ def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> 
             counts["syntax_bytes"] -= len(raw)
             rejects.bad(content, start, lines.begin, raw, _bad(content, start, problem))
             continue
-        values = [(fields or [])[places[name]].encode(errors="surrogateescape") for name in wanted.text]
-        text = wanted.join(values)
-        if (kept := _utf8(text, raw, start, lines.begin, content, corpus, counts, rejects)) is None:
-            counts["syntax_bytes"] -= len(raw)
-            continue
-        texts.append(kept)
+        if wrong is not None:
+            if corpus.errors == "strict":
+                counts["syntax_bytes"] -= len(raw)
+                rejects.bad(content, start, lines.begin, raw, not_utf8(content, start, raw, wrong), "undecodable")
+                continue
+            counts.update(replaced_documents=1, recoded_bytes=grown, syntax_bytes=grown)
+        values = {name: (fields or [])[place].encode() for name, place in places.items()}
+        texts.append(wanted.join([values[name] for name in wanted.text]))
         edges.append((start, start + len(raw.rstrip(b"\r\n"))))
         for name, rows in zip(wanted.metadata, carried, strict=True):
-            rows.append((fields or [])[places[name]].encode(errors="surrogateescape").decode(errors="replace"))
-        held += len(kept)
+            rows.append(values[name])
+        held += len(texts[-1])
         if held >= batches.BLOCK or len(texts) >= MANY:
             yield from flush()
     if texts:
@@ -145,27 +160,5 @@ def _place(header: list[str], name: str, content: Content, corpus: Corpus) -> in
     return header.index(name)
 
 
-def _utf8(
-    text: bytes, raw: bytes, start: int, end: int, content: Content, corpus: Corpus, counts: Counts, rejects: Rejects
-) -> bytes | None:
-    """The text where it is UTF-8, or as `corpus.errors` says; None where the row is left out."""
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        if corpus.errors == "strict":
-            line = _bad(content, start, f"0x{byte:02x} is not UTF-8. {ADVICE}, or corpus.encoding=", advice="")
-            rejects.bad(content, start, end, raw, line, "undecodable")
-            return None
-        new = text.decode(errors="replace").encode()
-        counts["recoded_bytes"] += len(new) - len(text)
-        counts["syntax_bytes"] += len(new) - len(text)
-        counts["replaced_documents"] += 1
-        return new
-    return text
-
-
-def _bad(
-    content: Content, start: int, problem: str, advice: str = " Set corpus.on_bad_row=skip to leave such rows out."
-) -> Callable[[], PipelineError]:
-    return lambda: InputError(f"{content.name!r} line {content.line_and_byte(start)[0]}: {problem}.{advice}")
+def _bad(content: Content, start: int, problem: str) -> Callable[[], PipelineError]:
+    return lambda: BadRow(f"{content.name!r} line {content.line_and_byte(start)[0]}: {problem}.")

@@ -4,7 +4,10 @@
     {"id": 2, "text": "b"}⏎            {"id": 2, "text": "b"} ]            those of its object
 
 A block of whole objects is parsed at the speed of pyarrow's parser (0.8 GB/s on one core), no Python object per line;
-a block that the parser refuses is parsed again object by object, to name the one that is wrong, or to leave it out.
+a block that the parser refuses is parsed again object by object by Python's parser, to name the one that is wrong, or to leave
+it out. An object that only one of the two takes is sound, so that what becomes of it depends on no other: in a column that is
+not read there may be arrays 3,000 deep, numbers of 5,000 digits, and Inf, which Python refuses, or lone surrogates and 1e999,
+which pyarrow does. A key that is given twice is an error where it is read.
 
 An array is cut into its elements without being parsed, a block at a time, so that it may be of any length:
 
@@ -23,14 +26,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import batches
-from pipeline.arrow import joined, strings, text_bytes
-from pipeline.batches import Batches, blank_ranges, make_batch
-from pipeline.columns import MISSING, Columns, as_metadata, columns, find_field, joined_or_null, look_up, missing, take_column
+from pipeline.arrow import joined, joined_or_null, strings, text_bytes
+from pipeline.batches import Batches, blank_ranges, make_batch, row_bytes
+from pipeline.columns import MISSING, Columns, as_metadata, columns, find_field, look_up, missing, take_column
 from pipeline.config import Corpus
 from pipeline.content import Content, Counts, Read
 from pipeline.errors import ConfigError, InputError, PipelineError
 from pipeline.plain_text import ADVICE, grown, lines, not_utf8, too_long, without_blank
-from pipeline.rejects import Rejects
+from pipeline.rejects import BadRow, Rejects
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 SPACE = np.isin(np.arange(256), list(b" \t\r\n"))  # between the parts of JSON
@@ -280,16 +283,19 @@ def _parse_slowly(
     wanted = columns(corpus)
     texts: list[bytes] = []
     kept: list[int] = []
-    metadata: dict[str, list[str | None]] = {name: [] for name in wanted.metadata}
+    metadata: dict[str, list[bytes | None]] = {name: [] for name in wanted.metadata}
     for place, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
         row = data[start:stop]
         try:
             text, carried = _parse_row(row, wanted, corpus, counts)
         except (UnicodeError, InputError, ConfigError) as error:
-            torn = final and stop == len(data)
-            kind = "undecodable" if isinstance(error, UnicodeError) else "bad"
-            rejects.bad(content, base + start, base + stop, row, _detail(error, row, base + start, torn, content, corpus), kind)
-            continue
+            if (alone := _parse_alone(row, wanted, content)) is None:
+                torn = final and stop == len(data)
+                kind = "undecodable" if isinstance(error, UnicodeError) else "bad"
+                detail = _detail(error, row, base + start, torn, content)
+                rejects.bad(content, base + start, base + stop, row, detail, kind)
+                continue
+            text, carried = alone
         texts.append(text)
         kept.append(place)
         for name, value in zip(wanted.metadata, carried, strict=True):
@@ -297,20 +303,26 @@ def _parse_slowly(
     return Found(joined(texts), {name: joined_or_null(rows) for name, rows in metadata.items()}, np.array(kept, np.int64))
 
 
-def _detail(
-    error: Exception, row: bytes, position: int, torn: bool, content: Content, corpus: Corpus
-) -> Callable[[], PipelineError]:
+def _parse_alone(row: bytes, wanted: Columns, content: Content) -> tuple[bytes, list[bytes | None]] | None:
+    """What the fast parser makes of one object, as if it were a block."""
+    view, end = np.frombuffer(row, np.uint8), np.array([len(row)])
+    found = _parse_fast(row, view, np.zeros(1, np.int64), end, wanted, lines=content.format == "jsonl")
+    if found is None:
+        return None
+    carried = [column[0].as_py() for column in found.metadata.values()]
+    return next(row_bytes(found.text)), [None if value is None else value.encode() for value in carried]
+
+
+def _detail(error: Exception, row: bytes, position: int, torn: bool, content: Content) -> Callable[[], PipelineError]:
     """The error for a person, made only where it is needed: to tell the line, the file is read again."""
+    if isinstance(error, UnicodeDecodeError):
+        return not_utf8(content, position, row, error.start)
 
     def detail() -> PipelineError:
-        if isinstance(error, UnicodeDecodeError):
-            return not_utf8(content, position + error.start, row[error.start])
         line, _ = content.line_and_byte(position)
-        where = f"{content.name!r} line {line}"
+        where, said = f"{content.name!r} line {line}", str(error)
         if isinstance(error, UnicodeError):
-            column = columns(corpus).text[0]
-            return InputError(f"{where}: column {column!r} holds a lone surrogate. {ADVICE}.")
-        said = str(error)
+            return BadRow(f"{where}: {said}", ADVICE)
         if isinstance(error, InputError):
             if torn and isinstance(error.__cause__, json.JSONDecodeError):
                 said += " The file may be truncated."
@@ -318,14 +330,13 @@ def _detail(
                 said += " If the file is one array, set corpus.format=json."
             elif content.format == "jsonl" and row.strip() == b"{" and line == 1:
                 said += " If the objects span lines, make it an array and set corpus.format=json."
-            said += " Set corpus.on_bad_row=skip to leave such rows out."
-        kind = ConfigError if isinstance(error, ConfigError) else InputError
-        return kind(f"{where}: {said}")
+            return BadRow(f"{where}: {said}")
+        return ConfigError(f"{where}: {said}")
 
     return detail
 
 
-def _parse_row(row: bytes, wanted: Columns, corpus: Corpus, counts: Counts) -> tuple[bytes, list[str | None]]:
+def _parse_row(row: bytes, wanted: Columns, corpus: Corpus, counts: Counts) -> tuple[bytes, list[bytes | None]]:
     """The text and the metadata of one object. Raises UnicodeError, or InputError and ConfigError saying what is wrong."""
     replacing = corpus.errors == "replace"
     decoded = row.decode(errors="replace" if replacing else "strict")
@@ -337,8 +348,19 @@ def _parse_row(row: bytes, wanted: Columns, corpus: Corpus, counts: Counts) -> t
         raise InputError(f"invalid JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}.") from error
     if not isinstance(pairs, tuple):
         raise InputError(f"a JSON object is needed, found {_named(pairs)}.")
-    texts = []
     changed = decoded.encode() != row if replacing else False
+
+    def encoded(name: str, value: str) -> bytes:
+        nonlocal changed
+        if replacing:
+            text = SURROGATE.sub("\ufffd", value)
+            changed, value = changed or text != value, text
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:
+            raise UnicodeError(f"column {name!r} holds a lone surrogate.") from error
+
+    texts = []
     for name in wanted.text:
         value = look_up(pairs, name)
         if value is MISSING:
@@ -347,12 +369,15 @@ def _parse_row(row: bytes, wanted: Columns, corpus: Corpus, counts: Counts) -> t
             )
         if not isinstance(value, str):
             raise InputError(f"column {name!r} holds {_named(value)}, not a string.")
-        if replacing:
-            text = SURROGATE.sub("\ufffd", value)
-            changed, value = changed or text != value, text
-        texts.append(value.encode())
+        texts.append(encoded(name, value))
+    carried = []
+    for name in wanted.metadata:
+        try:
+            words = as_metadata(look_up(pairs, name))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"column {name!r} holds what cannot be written as JSON again.") from error
+        carried.append(None if words is None else encoded(name, words))
     counts["replaced_documents"] += changed
-    carried = [as_metadata(look_up(pairs, name)) for name in wanted.metadata]
     return wanted.join(texts), carried
 
 

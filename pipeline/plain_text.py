@@ -16,15 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import batches
-from pipeline.arrow import joined, numbers, string_bytes
+from pipeline.arrow import flags, joined_or_null, numbers, string_bytes
 from pipeline.batches import Batches, blank_ranges, gather, make_batch, row_bytes, word_border
 from pipeline.config import Corpus
-from pipeline.content import Content, Counts
+from pipeline.content import Content, Counts, marked
 from pipeline.errors import InputError
-from pipeline.rejects import Rejects
+from pipeline.plan import is_utf8
+from pipeline.rejects import BadRow, Rejects
 
+UNSKIPPED = "A document this long cannot be skipped: set corpus.errors=replace"
 BLANK = np.isin(np.arange(256), list(b" \t\r"))  # in a line between paragraphs
-ADVICE = "Set corpus.errors=replace, corpus.on_bad_row=skip"
+ADVICE = "Set corpus.errors=replace or corpus.on_bad_row=skip."
 
 
 def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> Batches:
@@ -78,10 +80,7 @@ def _documents(
     except pa.ArrowInvalid:
 
         def bad(place: int, row: bytes, error: UnicodeDecodeError) -> None:
-            def detail() -> InputError:
-                advice = "A document this long cannot be skipped: set corpus.errors=replace" if piece else ADVICE
-                return not_utf8(content, base + int(starts[place]) + error.start, row[error.start], advice)
-
+            detail = not_utf8(content, base + int(starts[place]), row, error.start, *[UNSKIPPED] * piece)
             if piece:
                 raise detail()
             rejects.bad(content, base + int(starts[place]), base + int(stops[place]), row, detail, "undecodable")
@@ -132,7 +131,8 @@ def repaired(
 
     `bad(place, row, error)` is told of those that are not, where they are not to be replaced.
     """
-    texts, kept = [], []
+    texts: list[bytes | None] = []
+    kept, null = [], flags(text.is_null())
     for place, row in enumerate(row_bytes(text)):
         try:
             row.decode()
@@ -144,15 +144,25 @@ def repaired(
             counts["recoded_bytes"] += len(new) - len(row)
             counts["replaced_documents"] += 1
             row = new
-        texts.append(row)
+        texts.append(None if null[place] else row)
         kept.append(place)
-    return joined(texts), np.array(kept, np.int64)
+    return joined_or_null(texts), np.array(kept, np.int64)
 
 
-def not_utf8(content: Content, position: int, byte: int, advice: str = ADVICE) -> InputError:
-    """The error for a byte that is not UTF-8."""
-    line, column = content.line_and_byte(position)
-    return InputError(f"{content.name!r} line {line}, byte {column}: 0x{byte:02x} is not UTF-8. {advice}, or corpus.encoding=.")
+def not_utf8(
+    content: Content, position: int, data: bytes, at: int, advice: str = "Set corpus.errors=replace, corpus.on_bad_row=skip"
+) -> Callable[[], InputError]:
+    """What makes the error for the byte at `at` of `data`, which begins at `position`, where it cannot be decoded."""
+
+    def detail() -> InputError:
+        line, column = content.line_and_byte(position + at)
+        if is_utf8(content.corpus):
+            said = f"byte {column}: 0x{data[at]:02x} is not UTF-8"
+        else:
+            said = f"byte {column} as UTF-8: 0x{marked(data, at):02x} is not {content.corpus.encoding}"
+        return BadRow(f"{content.name!r} line {line}, {said}.", f"{advice}, or corpus.encoding=.")
+
+    return detail
 
 
 def grown(want: int, position: int, content: Content, corpus: Corpus) -> int:

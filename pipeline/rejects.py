@@ -20,6 +20,17 @@ from pipeline.errors import InputError, PipelineError
 
 EXCERPT = 200  # characters
 BAD = ("bad", "undecodable")
+SKIP = "Set corpus.on_bad_row=skip to leave such rows out."
+
+
+class BadRow(InputError):
+    """A row that cannot be read: what is wrong, and what may be set, which no list of rejects needs to say."""
+
+    def __init__(self, said: str, advice: str = SKIP) -> None:
+        super().__init__(said, advice)
+
+    def __str__(self) -> str:
+        return " ".join(self.args)
 
 
 def listed(corpus: Corpus) -> bool:
@@ -41,19 +52,21 @@ class Rejects:
         """A row that cannot be read: raises the error for it, or counts and lists it. `size`: its bytes, if not `data`."""
         if not self.skipping:
             raise detail()
-        self.drop(content, start, end, data, reason, str(detail()), size)
+        self.drop(content, start, end, data, reason, lambda: str(detail().args[0]), size)
         require_budget(self.counts, self._corpus)
 
     def drop(
-        self, content: Content, start: int, end: int, data: bytes, reason: str, detail: str = "", size: int | None = None
-    ) -> None:
+        self, content: Content, start: int, end: int, data: bytes, reason: str, detail: Callable[[], str] = str,
+        size: int | None = None,
+    ) -> None:  # fmt: skip
         """A document that is not kept for this reason."""
         self.counts[f"dropped_{reason}_documents"] += 1
         self.counts[f"dropped_{reason}_bytes"] += len(data) if size is None else size
         if self._write is not None and (reason in BAD or self._corpus.list_dropped):
-            row: dict[str, Any] = {"file": content.shown, "start": start, "end": end, "reason": reason, "detail": detail}
+            row: dict[str, Any] = {"file": content.shown, "start": start, "end": end, "reason": reason}
             if not content.rowwise:
                 row["line"] = content.line_and_byte(start)[0]
+            row["detail"] = detail()  # which may look for a later line than that
             row["excerpt"] = data[: 4 * EXCERPT].decode(errors="replace")[:EXCERPT]
             self._write(json.dumps(row, sort_keys=True).encode() + b"\n")
 

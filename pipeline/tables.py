@@ -14,6 +14,7 @@ they are, as Arrow files are, and no more rows of those become strings at once t
 
 import errno
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,11 +31,12 @@ from pipeline.content import Content, Counts
 from pipeline.errors import InputError, PipelineError
 from pipeline.plain_text import ADVICE, repaired, without_blank
 from pipeline.plan import open_parquet
-from pipeline.rejects import Rejects
+from pipeline.rejects import BadRow, Rejects
 
 ROWS = 1 << 16  # at most, in one go
 LEAST = 1 << 16  # bytes that a batch of Parquet should have to be worth its while
 PIECE = 16 << 20  # bytes of text that become strings at once, but for a longer row
+UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)  # the last of a time in metadata that Python has not
 WIDE = 1 << 28  # bytes that a batch of Parquet may take where every row is as long as all of its dictionary
 
 
@@ -70,7 +72,7 @@ def read_parquet(content: Content, corpus: Corpus, counts: Counts, rejects: Reje
                     grown += text_bytes(documents["text"])
                     require_growth(content.name, grown, packed, corpus)
                     yield documents
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise _unreadable(error, content, "Parquet") from error
     finally:
         if not content.plain:
@@ -129,7 +131,7 @@ def read_arrow(content: Content, corpus: Corpus, counts: Counts, rejects: Reject
                     require_growth(content.name, grown, packed, corpus)
                     yield documents
             row += len(batch)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise _unreadable(error, content, "Arrow") from error
     finally:
         if not content.plain:
@@ -225,14 +227,15 @@ def _documents(
         places = np.setdiff1d(places, nulls, assume_unique=True) if len(nulls) else places
     if len(places) < rows:
         found = take(found, places)
-    values = [_as_strings(found[name]) for name in wanted.text]
-    counts["bytes"] += sum(map(text_bytes, values))
-    metadata = {name: metadata_array(found[name]) for name in wanted.metadata}
-    for index, column in enumerate(wanted.text):
+    texts = range(len(wanted.text))
+    values = dict(enumerate([_as_strings(found[name]) for name in wanted.text]))
+    counts["bytes"] += sum(map(text_bytes, values.values()))
+    values |= dict(enumerate([metadata_array(found[name]) for name in wanted.metadata], len(texts)))
+    for index, column in enumerate(wanted.text + wanted.metadata):
         try:
             values[index].validate(full=True)
         except pa.ArrowInvalid:
-            sizes = sum(np.diff(string_bytes(value)[1]) for value in values)
+            sizes = sum(np.diff(string_bytes(values[text])[1]) for text in texts)
 
             def bad(
                 place: int, text: bytes, error: UnicodeDecodeError, rows: Any = places, sizes: Any = sizes, name: str = column
@@ -241,28 +244,28 @@ def _documents(
                 detail = _undecodable(content, at, error, name)
                 rejects.bad(content, at, at + 1, text, detail, "undecodable", int(sizes[place]))
 
-            new, kept = repaired(values[index], corpus, counts, bad)
-            places, metadata = places[kept], take(metadata, kept)
-            values = [new if other == index else take({"": value}, kept)[""] for other, value in enumerate(values)]
+            changes: Counts = Counter()
+            new, kept = repaired(values[index], corpus, changes, bad)
+            counts["replaced_documents"] += changes["replaced_documents"]
+            counts["recoded_bytes"] += changes["recoded_bytes"] if index in texts else 0
+            places, values = places[kept], take(values, kept) | {index: new}
     counts["added_bytes"] += wanted.added * len(places)
-    text = wanted.join_arrays(values)
+    text = wanted.join_arrays([values[index] for index in texts])
+    metadata = {name: values[index] for index, name in enumerate(wanted.metadata, len(texts))}
     return without_blank(make_batch(text, content.source, places + row, places + row + 1, metadata=metadata), counts)
 
 
 def _null(content: Content, row: int, column: str) -> Callable[[], PipelineError]:
-    advice = "Set corpus.on_bad_row=skip to leave such rows out."
-    return lambda: InputError(f"{content.name!r} row {row}: column {column!r} is null. {advice}")
+    return lambda: BadRow(f"{content.name!r} row {row}: column {column!r} is null.")
 
 
 def _too_long(content: Content, row: int, corpus: Corpus) -> Callable[[], PipelineError]:
-    return lambda: InputError(
-        f"{content.name!r} row {row} is longer than corpus.max_document_bytes={corpus.max_document_bytes}: raise it, or set "
-        "corpus.on_bad_row=skip."
+    return lambda: BadRow(
+        f"{content.name!r} row {row} is longer than corpus.max_document_bytes={corpus.max_document_bytes}: raise it."
     )
 
 
 def _undecodable(content: Content, row: int, error: UnicodeDecodeError, column: str) -> Callable[[], PipelineError]:
     byte = error.object[error.start]
-    return lambda: InputError(
-        f"{content.name!r} row {row}, byte {error.start + 1}: 0x{byte:02x} in {column!r} is not UTF-8. {ADVICE}."
-    )
+    said = f"{content.name!r} row {row}, byte {error.start + 1}: 0x{byte:02x} in {column!r} is not UTF-8."
+    return lambda: BadRow(said, ADVICE)

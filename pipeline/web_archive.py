@@ -19,14 +19,14 @@ from email.policy import HTTP
 import numpy as np
 
 from pipeline import batches, compression
-from pipeline.arrow import joined
+from pipeline.arrow import joined, joined_or_null
 from pipeline.batches import Batches, make_batch
-from pipeline.columns import columns, joined_or_null
+from pipeline.columns import columns
 from pipeline.config import Corpus
 from pipeline.content import Content, Counts
 from pipeline.errors import InputError
 from pipeline.plain_text import ADVICE, too_long, without_blank
-from pipeline.rejects import Rejects
+from pipeline.rejects import BadRow, Rejects
 
 HEAD = 1 << 20  # bytes of a record's headers, at most
 TYPES = ("conversion", "resource")
@@ -67,7 +67,7 @@ def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> 
         text = _text(payload, headers, start, content, corpus, counts, rejects)
         if text is not None:
             edges = np.array([start]), np.array([position])
-            metadata = {name: joined_or_null([_header(headers, name)]) for name in names}
+            metadata = {name: joined_or_null([_as_bytes(_header(headers, name))]) for name in names}
             yield without_blank(make_batch(joined([text]), content.source, *edges, metadata=metadata), counts)
 
 
@@ -108,6 +108,10 @@ def _header(headers: Message, name: str) -> str | None:
     except (ValueError, IndexError, TypeError, AttributeError, UnicodeError):  # what the parser makes of a hostile value
         return None
     return None if value is None else str(value)
+
+
+def _as_bytes(value: str | None) -> bytes | None:
+    return None if value is None else value.encode(errors="replace")
 
 
 def _length(headers: Message, content: Content, position: int) -> int:
@@ -164,8 +168,8 @@ def _text(
             counts["replaced_documents"] += 1
         else:
             counts["recoded_bytes"] -= len(body) - len(payload)
-            said = f"{content.name!r} record at byte {start}: {' '.join(str(error).split())}. {ADVICE}."
-            rejects.bad(content, start, start + len(payload), payload, lambda: InputError(said), "undecodable")
+            said = f"{content.name!r} record at byte {start}: {' '.join(str(error).split())}."
+            rejects.bad(content, start, start + len(payload), payload, lambda: BadRow(said, ADVICE), "undecodable")
             return None
     counts["recoded_bytes"] += len(text) - len(body)
     return text

@@ -1,5 +1,6 @@
 """Stage `load`: documents come out as the definition says, whatever the pieces; every byte is accounted for."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -306,7 +307,7 @@ def test_replace_and_skip_keep_every_other_row_and_count_the_bad_one(
     counts = Counter()
     assert texts(Corpus(paths=[path], document="line", on_bad_row="skip"), tmp_path, counts) == ["one", "three"]
     assert (counts["dropped_undecodable_documents"], counts["dropped_undecodable_bytes"]) == (1, 4)
-    assert "1 documents from byte or row 0 on are not UTF-8 and were skipped" in caplog.text
+    assert "1 document from byte or row 0 on could not be decoded: skipped." in caplog.text
 
 
 def test_other_encodings_are_read_where_they_are_named(
@@ -321,8 +322,26 @@ def test_other_encodings_are_read_where_they_are_named(
     assert texts(Corpus(paths=[file("é".encode("latin-1"))], encoding="latin-1"), tmp_path) == ["é"]
     rows = '{"text":"é€"}\n{"text":"b"}'.encode("utf-16")
     assert texts(Corpus(format="jsonl", paths=[file(rows)], encoding="utf-16"), tmp_path) == ["é€", "b"]
-    with pytest.raises(InputError, match=r"byte 3: .*corpus\.encoding=ascii"):
-        documents(Corpus(paths=[file(b"ab\xff")], encoding="ascii"), tmp_path)
+    with pytest.raises(InputError, match=r"cannot be read with corpus\.encoding=utf-16: .* does not start with BOM"):
+        documents(Corpus(paths=[file(text.encode("utf-16-le"))], encoding="utf-16"), tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "cp1252", "euc_jp"])
+@pytest.mark.parametrize("form", ["text", "jsonl", "csv"])
+def test_a_row_that_is_not_of_its_encoding_is_bad_whatever_the_encoding(
+    encoding: str, form: str, file: Callable[[bytes], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "BLOCK", 16)
+    byte = b"\xff" if encoding != "cp1252" else b"\x81"  # every other byte is some character
+    row = {"text": b"%s", "jsonl": b'{"text":"%s","more":"b"}', "csv": b"%s,b"}[form]
+    head = [b"text,more"] if form == "csv" else []
+    rows = [*head, *(row % text for text in (b"first", b"ab" + byte + b"cd", b"last"))]
+    asked = Corpus(format=form, paths=[file(b"\n".join(rows))], document="line", encoding=encoding, on_bad_row="skip")
+    assert texts(asked, tmp_path) == ["first", "last"]
+    place = f"line {2 + len(head)}, byte {3 + row.index(b'%')}"
+    with pytest.raises(InputError, match=rf"input' {place}( as UTF-8)?: 0x{byte.hex()} is not (?i:{encoding})\. Set corpus\."):
+        documents(dataclasses.replace(asked, on_bad_row="error"), tmp_path)
+    assert texts(dataclasses.replace(asked, errors="replace"), tmp_path) == ["first", "ab\ufffdcd", "last"]
 
 
 def test_nul_bytes_are_kept_counted_and_warned_of(
@@ -354,7 +373,7 @@ def test_a_corpus_without_a_document_is_an_error_with_its_reasons(tmp_path: Path
     with pytest.raises(InputError) as error:
         corpus.require_documents(counts, planned(settings, tmp_path))
     assert str(error.value) == (
-        "read 2 files, 5 bytes, 0 usable documents (reasons: 1 empty files, 1 documents of white space alone)."
+        "read 2 files, 5 bytes, 0 usable documents (reasons: 1 empty file, 1 document of white space alone)."
     )
 
 
@@ -381,7 +400,7 @@ def test_a_corpus_without_a_document_is_an_error_with_its_reasons(tmp_path: Path
         (
             b'{"text":"\\ud800"}',
             InputError,
-            "line 2: column 'text' holds a lone surrogate. Set corpus.errors=replace, corpus.on_bad_row=skip",
+            "line 2: column 'text' holds a lone surrogate. Set corpus.errors=replace or corpus.on_bad_row=skip.",
         ),
         (b'{"text":"a\xff"}', InputError, "line 2, byte 11: 0xff is not UTF-8"),
         (b'{"id":"\xff","text":"a"}', InputError, "line 2, byte 8: 0xff is not UTF-8"),
@@ -420,6 +439,33 @@ def test_a_line_that_only_the_slow_parser_takes_gives_what_the_fast_one_gives(
 ) -> None:
     path = file(b'{"text":"a\\u00e9"}\n' + odd + b'\n{"te\\u0078t":"c"}\n')
     assert texts(Corpus(format="jsonl", paths=[path]), tmp_path) == ["aé", "b", "c"]
+
+
+DEEP = b"[" * 3000 + b"]" * 3000
+
+
+@pytest.mark.parametrize(
+    "unread", [DEEP, b"Inf", b"-NaN", b"NaN", b"1" * 5000, b"1e999", b'"\\ud800"', b'1,"x":2', b"tru", b'"\t"', b"[1,]"]
+)
+def test_what_becomes_of_a_line_does_not_depend_on_the_lines_beside_it(
+    unread: bytes, file: Callable[[bytes], str], tmp_path: Path
+) -> None:
+    line = b'{"x":' + unread + b',"text":"b"}\n'
+    sound, malformed, surrogate = b'{"text":"a"}\n', b'{"text":\n', b'{"text":"c","x":"\\ud800"}\n'
+    kept = []
+    for beside, others in ((b"", []), (sound, ["a"]), (malformed + sound, ["a"]), (surrogate, ["c"])):
+        asked = Corpus(format="jsonl", paths=[file(beside + line)], on_bad_row="skip")
+        found = texts(asked, tmp_path)
+        assert found[: len(others)] == others
+        kept.append(found[len(others) :])
+    assert kept in ([["b"]] * 4, [[]] * 4)
+    assert (kept[0] == []) == (unread in (b"tru", b'"\t"', b"[1,]"))
+
+
+def test_metadata_that_cannot_be_written_as_json_again_is_a_bad_row(file: Callable[[bytes], str], tmp_path: Path) -> None:
+    path = file(b'{"text":"a","m":' + b"[" * 600 + b"]" * 600 + b"}\n")
+    with pytest.raises(InputError, match=r"line 1: column 'm' holds what cannot be written as JSON again\."):
+        documents(Corpus(format="jsonl", paths=[path], metadata=["m"]), tmp_path)
 
 
 def test_a_json_line_over_the_limit_is_named(

@@ -1,14 +1,17 @@
 """One corpus in every format, compression and archive gives the same documents, and the same IDs."""
 
 import gzip
+import io
 import itertools
 import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from formats import COMPRESSIONS, FORMATS, tarred, zipped
@@ -144,8 +147,6 @@ def carried(asked: Corpus, folder: Path) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "arrow"])
 def test_text_comes_from_nested_columns_and_templates_and_others_are_carried_along(form: str, tmp_path: Path) -> None:
-    import pyarrow as pa
-
     rows = [{"title": f"T{i}", "meta": {"body": {"text": f"b€{i}"}, "n": i}, "url": f"u{i}"} for i in range(3)]
     path = tmp_path / "in"
     if form in ("jsonl", "json"):
@@ -171,6 +172,57 @@ def test_of_files_without_columns_the_metadata_is_null(tmp_path: Path) -> None:
     asked = Corpus(format="auto", paths=[str(tmp_path / "in")], document="line", metadata=["url"])
     check(Config(corpus=asked))
     assert carried(asked, tmp_path) == [("a line", None)] * 3 + [("b", "u"), ("c", None)]
+
+
+def bad_table(nested: bool) -> bytes:
+    """A Parquet file whose metadata is not UTF-8 in its second row, and null in its third."""
+    bad = pa.StringArray.from_buffers(
+        3, pa.py_buffer(np.array([0, 1, 4, 4], np.int32)), pa.py_buffer(b"ac\xffd"), pa.py_buffer(b"\3")
+    )
+    table = pa.table({"text": ["one", "two", "three"], "m": pa.StructArray.from_arrays([bad], ["n"]) if nested else bad})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("form", "data", "place", "replaced"),
+    [
+        ("parquet", bad_table(False), "row 1, byte 2: 0xff in 'm' is not UTF-8.", ["a", "c\ufffdd", None]),
+        ("parquet", bad_table(True), "row 1, byte 2: 0xff in 'm' is not UTF-8.", ['{"n": "a"}', "c\ufffdd", '{"n": null}']),
+        ("csv", b"text,m\none,a\ntwo,\"c\n\xffd\"\nthree,\n", "line 4, byte 1: 0xff is not UTF-8.", ["a", "c\n\ufffdd", ""]),
+        ("jsonl", b'{"text":"one","m":"a"}\n{"text":"two","m":"c\\ud800"}\n{"text":"three"}\n', "line 2: column 'm' holds a lone surrogate.", ["a", "c\ufffd", None]),
+        ("jsonl", b'{"text":"one","m":"a"}\n{"text":"two","m":["\\udc00"]}\n{"text":"three"}\n', "line 2: column 'm' holds a lone surrogate.", ["a", '["\ufffd"]', None]),
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_decoded_is_a_bad_row_as_text_is(
+    form: str, data: bytes, place: str, replaced: list[str | None], tmp_path: Path
+) -> None:
+    path = tmp_path / "in"
+    path.write_bytes(data)
+    asked = Corpus(format=form, paths=[str(path)], metadata=["m"])
+    with pytest.raises(InputError) as error:
+        read(asked, tmp_path)
+    assert f"'{path}' {place} Set corpus.errors=replace" in str(error.value)
+    rejected: list[bytes] = []
+    assert read(replace(asked, on_bad_row="skip"), tmp_path, rejected=rejected) == ["one", "three"]
+    (row,) = map(json.loads, rejected)
+    assert (row["detail"], row["reason"], row.get("line")) == (
+        f"'{path}' {place}",
+        "undecodable",
+        {"csv": 3, "jsonl": 2}.get(form),
+    )
+    assert carried(replace(asked, errors="replace"), tmp_path) == [*zip(["one", "two", "three"], replaced, strict=True)]
+    counts: Counter[str] = Counter()
+    read(replace(asked, errors="replace"), tmp_path, counts)
+    assert counts["replaced_documents"] == 1
+
+
+def test_metadata_that_python_cannot_hold_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    far = pa.StructArray.from_arrays([pa.array([1 << 61], pa.timestamp("ms"))], ["t"])
+    pq.write_table(pa.table({"text": ["one"], "m": far}), tmp_path / "in")
+    with pytest.raises(InputError, match=r"in' is not a readable Parquet file: .*too large"):
+        read(Corpus(format="parquet", paths=[str(tmp_path / "in")], metadata=["m"]), tmp_path)
 
 
 def test_a_csv_column_that_is_missing_or_given_twice_is_named(tmp_path: Path) -> None:
@@ -302,8 +354,6 @@ def prepared(form: str, path: Path, *more: str) -> tuple[int, list[int]]:
 
 
 def test_metadata_and_rejects_end_in_the_dataset(at: Path) -> None:
-    import pyarrow as pa
-
     (at / "in").write_bytes(COMPRESSIONS["gz"](b'{"text":"one two three","url":"u"}\nbad\n{"text":"four five","url":7}\n'))
     skip = ("corpus.on_bad_row=skip", "corpus.metadata=[url]", "tokenizer=bytes", "window.context_length=4")
     prepared("jsonl", at / "in", *skip)
