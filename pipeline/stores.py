@@ -43,7 +43,8 @@ def is_url(path: str) -> bool:
 def find(url: str) -> dict[str, Stat]:
     """The files that an address stands for: one, all below a folder, or those that a pattern matches, sorted.
 
-    What is hidden (a name that begins with a dot) below a folder is not looked at. Raises ConfigError where the address
+    What is hidden (a name that begins with a dot) below a folder is not looked at, and an object whose name ends in a slash,
+    which a console leaves where it made a folder, is no file. Raises ConfigError where the address
     cannot work, InputError where nothing is there or the store cannot be reached, ResourceError where it refuses.
     """
     with _reaching(url):
@@ -59,7 +60,7 @@ def find(url: str) -> dict[str, Stat]:
         files = {
             fs.unstrip_protocol(name): _stat(info)
             for name, info in sorted(found.items())
-            if info["type"] == "file" and ("/." not in name[base:] or "/." in path[base:])
+            if info["type"] == "file" and not name.endswith("/") and ("/." not in name[base:] or "/." in path[base:])
         }
     if not files:
         raise InputError(f"{url!r} in corpus.paths: no such bucket, or nothing of that name in it.")
@@ -166,7 +167,7 @@ def connect(url: str, what: str = "corpus.paths", refused: frozenset[str] = REFU
     if protocol not in known_implementations:
         raise ConfigError(f"{url!r} in {what}: {protocol}:// is unknown; try a path, https://, s3:// or gs://.")
     try:
-        fs, path = url_to_fs(url, use_listings_cache=False)
+        fs, path = url_to_fs(protocol + url[len(protocol) :], use_listings_cache=False)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         install = f"pip install 'pretraining-pipeline[{extra}]'" if extra else known_implementations[protocol].get("err", error)

@@ -87,9 +87,12 @@ def test_a_bucket_gives_the_keys_that_the_same_files_on_disk_give(bucket: Any, a
 def test_files_of_a_bucket_come_by_folder_pattern_or_name_in_sorted_order_without_what_is_hidden(bucket: Any) -> None:
     for key in ("in/b.txt", "in/a.txt", "in/deep/c.txt", "in/.hidden/d.txt", "in/.e", "other/f[1].txt"):
         bucket.put(key, key.encode())
+    for key in ("in/", "in/deep/", "in/deep/empty/"):  # as a console makes folders
+        bucket.put(key, b"")
     for url, expected in {
         "s3://texts/in": ["in/a.txt", "in/b.txt", "in/deep/c.txt"],
         "s3://texts/in/": ["in/a.txt", "in/b.txt", "in/deep/c.txt"],
+        "S3://texts/in/*": ["in/a.txt", "in/b.txt"],
         "s3://texts/in/*.txt": ["in/a.txt", "in/b.txt"],
         "s3://texts/in/**/*.txt": ["in/a.txt", "in/b.txt", "in/deep/c.txt"],
         "s3://texts/other/f[1].txt": ["other/f[1].txt"],
