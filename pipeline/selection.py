@@ -32,11 +32,12 @@ from pipeline import split
 from pipeline.arrow import adjoin, flags, numbers, read_batches, to_numpy
 from pipeline.config import Selection, Split
 from pipeline.errors import InputError
+from pipeline.fingerprint import EMPTY
 from pipeline.split import GAP
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 DUPLICATE, NEAR = -1, -2  # verdicts of documents that are in no split, as GAP is
 REASONS = {DUPLICATE: "duplicate", NEAR: "near_duplicate", GAP: "gap"}
 SCHEMA = pa.schema([("verdict", pa.int8())])
@@ -179,18 +180,20 @@ def bands(threshold: float, permutations: int) -> tuple[int, int]:
 
 
 def alike(documents: Documents, threshold: float, against: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (i < j) of documents that are alike, int64 `[pairs]` each, some more than once.
+    """Pairs (i < j) of documents that are alike, int64 `[pairs]` each, some more than once. One without words is like none.
 
     Documents that share a band are compared with the first of them and with the one before; with `against`, bool
     `[documents]`, with the first of those, and the pairs hold such documents first.
     """
     assert documents.signatures is not None
     many, places = bands(threshold, documents.signatures.permutations)
+    told = documents.signatures.column(0, 1)[:, 0] != EMPTY
     lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for band in range(many):
         column = documents.signatures.column(band * places, (band + 1) * places)
         keys = _fold(column)
         order = np.argsort(keys, kind="stable")
+        order = order[told[order]]
         ranked = keys[order]
         fresh = np.ones(len(order), bool)
         fresh[1:] = ranked[1:] != ranked[:-1]

@@ -149,6 +149,15 @@ def test_near_duplicates_are_dropped_and_listed(tmp_path: Path) -> None:
     )
 
 
+def test_documents_without_words_are_near_to_none_and_equal_ones_are_copies(tmp_path: Path) -> None:
+    near = Selection(duplicates="near")
+    found = documents(["!!! ???", "... ---", "one word", "!!! ???", "(*)"], near, tmp_path)
+    verdicts, repeats = selection.decide(found, np.zeros(5, np.int8), near)
+    assert verdicts.tolist() == [0, 0, 0, selection.DUPLICATE, 0] and repeats.tolist() == [-1, -1, -1, 0, -1]
+    verdicts, _ = selection.decide(documents(["?", "!"], near, tmp_path), np.zeros(2, np.int8), near)
+    assert verdicts.tolist() == [0, 0]
+
+
 def test_a_planted_copy_across_splits_is_found_and_refused(tmp_path: Path) -> None:
     texts = [" ".join(f"w{i}x{j}" for j in range(300)) for i in range(20)]
     texts += [texts[3].replace("w3x150", "changed"), texts[4]]
