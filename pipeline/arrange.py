@@ -26,6 +26,7 @@ import pyarrow as pa
 from pipeline import mixture
 from pipeline.arrow import adjoin, numbers, read_batches, to_numpy
 from pipeline.config import Corpus, Split
+from pipeline.console import counted
 from pipeline.errors import InputError, IntegrityError
 from pipeline.permutation import keys, permute
 from pipeline.selection import REASONS
@@ -86,6 +87,13 @@ def mix(
     and what each part gave. `sources` is how many files each part has. Raises what `mixture.targets` raises.
     """
     edges = np.searchsorted(documents["source"][chosen], adjoin(sources))  # parts lie end to end
+    held = np.diff(np.searchsorted(documents["source"], adjoin(sources)))
+    for (name, part), all_of_it, rest in zip(corpus.parts.items(), held.tolist(), np.diff(edges).tolist(), strict=True):
+        if part.weight and all_of_it and not rest:
+            raise InputError(
+                f"part {name} of the mixture has no tokens to train on: all of its documents ({all_of_it}) are held out, or "
+                "are copies. Give it more or smaller documents, hold out less, or set another split.seed=."
+            )
     own = [order(chosen[low:high], split, part + 1) for part, (low, high) in enumerate(itertools.pairwise(edges.tolist()))]
     wanted = mixture.targets(corpus, [int(documents["tokens"][part].sum()) for part in own])
     limits = [part.max_repetitions for part in corpus.parts.values()]
@@ -142,8 +150,8 @@ def account(
     return dict(sorted(counts.items()))
 
 
-def require_documents(counts: dict[str, int], names: Sequence[str]) -> None:
-    """Raise InputError where a split has no document: `counts` are those of `account`."""
+def require_documents(counts: dict[str, int], names: Sequence[str], by: str) -> None:
+    """Raise InputError where a split has no document: `counts` are those of `account`, `by` is `split.by`."""
     for name in names or ("kept",):
         if not counts[f"{name}_documents"]:
             if counts.get("left_out_documents"):
@@ -151,9 +159,17 @@ def require_documents(counts: dict[str, int], names: Sequence[str]) -> None:
                     f"the mixture takes none of its {counts['documents']} documents: each is longer than what is asked for. "
                     "Raise corpus.tokens= or the max_repetitions= of its parts."
                 )
+            said = f"split {name} has none of the {counted(counts['documents'], 'document')}:"
+            if by != "content":
+                raise InputError(f"{said} what it would hold is empty, or dropped as copies (selection.duplicates=).")
+            if counts["documents"] == 1:
+                raise InputError(
+                    f"{said} one document is cut into splits where it is a file of plain UTF-8 text by itself, neither "
+                    "compressed nor in an archive. Make it such a file and set corpus=text, or give the corpus more documents."
+                )
             raise InputError(
-                f"split {name} has none of the {counts['documents']} documents: give it a larger share or another split.seed=, "
-                "or the corpus more or smaller documents (corpus.document=paragraph)."
+                f"{said} give it a larger share or another split.seed=, or the corpus more or smaller documents (text: "
+                "corpus.document=paragraph)."
             )
 
 

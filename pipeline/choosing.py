@@ -14,12 +14,12 @@ import numpy as np
 
 from pipeline import config as configs
 from pipeline import corpus, fingerprint, keys, plan, selection, split
-from pipeline.arrow import adjoin
+from pipeline.arrow import adjoin, read_batches
 from pipeline.cache import Entry
 from pipeline.errors import InputError
 from pipeline.files import Json
 from pipeline.inputs import Input, together
-from pipeline.phase import Line, Made, Step
+from pipeline.phase import Line, Made, Step, file_name
 
 VERDICTS, REJECTS = "verdicts.arrow", "duplicates.jsonl"
 
@@ -42,6 +42,8 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
     prints = [keys.fingerprint_entry(line.entry, config, own.load.entry) for own in inputs]
     by_files = config.split.by == "files" and bool(split.names(config.split))
     sources = [source.path for source in planned.sources]
+    if by_files:
+        split.require_matches(sources, config.split)
     files = split.assign_files(sources, config.split).tolist() if by_files else list(planned.sections) or None
     entry = keys.selection_entry(line.entry, config, prints, files)
     if (manifest := line.cached([entry])) is not None:
@@ -60,6 +62,8 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
                     (found.file(name), n) for found, one, n in zip(prints, made, before, strict=False) for name in one["files"]
                 ]
                 documents = selection.read([path for path, _ in paths], [n for _, n in paths])
+                if documents.splits is not None and len(np.unique(documents.splits)) < len(split.names(config.split)):
+                    split.require_matches(_values(inputs, str(config.split.column)), config.split)
                 manifest = _decide(entry, config, planned, documents, files, sources, ledger)
                 line.tell(entry, manifest, time.perf_counter() - started)
     selection.report(manifest["overlap"])
@@ -72,6 +76,12 @@ def _fingerprint(
 ) -> Made:
     schema = fingerprint.schema(settings, near, splits)
     return schema, fingerprint.fingerprint(source, settings, near, splits, counts)
+
+
+def _values(inputs: Sequence[Input], column: str) -> list[str | None]:
+    """What stands in a column of metadata, each once."""
+    files = (own.load.entry.file(file_name(shard.index)) for own in inputs for shard in own.planned.shards)
+    return list(dict.fromkeys(value for path in files for batch in read_batches(path) for value in batch[column].to_pylist()))
 
 
 def _decide(

@@ -113,7 +113,7 @@ class Plan:
 
     sources: tuple[Source, ...]
     shards: tuple[Shard, ...]
-    sections: tuple[int, ...] = ()  # where one document is cut into splits: the split of each part, or split.GAP
+    sections: tuple[int, ...] = ()  # where one document is cut into splits: the split of each of its parts, or split.GAP
     told: tuple[str, ...] = ()  # what of the names of files the result depends on: formats told by them, a list of rejects
 
     @property
@@ -178,13 +178,14 @@ def _sections(
     corpus: Corpus, files: dict[str, Stat], splits: Split | None, words: int
 ) -> tuple[dict[str, list[int]], list[int]]:
     """Where the one document of a corpus is cut into splits, by its path, and the split of each part; empty for any other."""
-    if splits is None or splits.by != "content" or len(files) != 1:
+    full = [(path, stat) for path, stat in files.items() if stat[1]] if splits and splits.by == "content" else []
+    if splits is None or len(full) != 1:
         return {}, []
     from pipeline import split  # which takes numpy along
 
     if not split.names(splits):
         return {}, []
-    ((path, stat),) = files.items()
+    ((path, stat),) = full
     if (
         corpus.document != "file"
         or corpus.archives

@@ -26,6 +26,7 @@ GAP = -3  # instead of the number of a split: text between two of them, in none
 BORDER = re.compile(rb"\n[ \t\r]*\n[ \t\r\n]*")  # between paragraphs
 READ = 1 << 16  # bytes looked at in one go
 NAMES = ("train", "validation", "test")
+SHOWN = 8  # files or values that an error names
 
 
 def names(split: Split) -> tuple[str, ...]:
@@ -99,6 +100,22 @@ def assign_values(values: Sequence[str | None], split: Split) -> np.ndarray:
     """The number in `names` of each document's split, int8 `[documents]`, by what stands in `split.column`."""
     number = {value: names(split).index(name) for name, wanted in reversed(_wanted(split).items()) for value in wanted}
     return np.array([number.get(value or "", 0) for value in values], np.int8)
+
+
+def require_matches(found: Sequence[str | None], split: Split) -> None:
+    """Raise InputError where a split by files or by column takes none of the paths or values that were `found`."""
+    form = "files" if split.by == "files" else "values"
+    owners = assign_files([str(one) for one in found], split) if split.by == "files" else assign_values(found, split)
+    things = "the files" if split.by == "files" else f"the values of column {split.column!r}"
+    shown = ", ".join(map(repr, found[:SHOWN])) + (", …" if len(found) > SHOWN else "")
+    for number, name in enumerate(names(split)):
+        if number in owners:
+            continue
+        if name == "train":
+            raise InputError(
+                f"split train: all of {things} are held out: {shown}. Name fewer of them in split.validation_{form}=."
+            )
+        raise InputError(f"split {name}: split.{name}_{form}={_wanted(split)[name]} matches none of {things}: {shown}.")
 
 
 def _wanted(split: Split) -> dict[str, list[str]]:

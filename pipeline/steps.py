@@ -310,7 +310,7 @@ def make_streams(
                 ledger = before | (chosen.manifest["ledger"] if chosen else {}) | {"arrange": counts}
                 manifest = entry.finish(list(files), list(files.values()), ledger=ledger, gaps=gaps, **facts)
                 line.tell(entry, manifest, time.perf_counter() - started)
-    arrange.require_documents(manifest["ledger"]["arrange"], names)
+    arrange.require_documents(manifest["ledger"]["arrange"], names, config.split.by)
     if min(manifest["gaps"], default=config.window.context_length) < config.window.context_length:
         raise InputError(
             f"a gap between two splits holds {min(manifest['gaps'])} tokens, fewer than window.context_length="

@@ -31,7 +31,7 @@ import pyarrow as pa
 from pipeline import backends, corpus, files, hub, manifests, output, places, plan, sample, stores, tokenizer, window
 from pipeline import config as configs
 from pipeline.arrow import adjoin, flags, numbers, read_batches, string_bytes, to_numpy
-from pipeline.errors import ConfigError, InputError, IntegrityError, from_os_error
+from pipeline.errors import ConfigError, InputError, IntegrityError
 from pipeline.pretrained import SLOW
 from pipeline.split import ordered
 

@@ -1,5 +1,6 @@
 """Splits, duplicates and shuffles from `arrange` on, against lists."""
 
+import gzip
 import hashlib
 import itertools
 import json
@@ -223,7 +224,8 @@ def test_one_document_is_split_at_paragraphs_and_the_gaps_are_in_no_window(at: P
     paragraphs = [f"p{i} " + " ".join(f"w{i}x{j}" for j in range(20)) for i in range(60)]
     (at / "a.txt").write_text("\n\n".join(paragraphs))
     options = ["corpus=text", "corpus.paths=[a.txt]", "tokenizer=words", "embedding=none", "tokenizer.eos_token=END"]
-    outcome = run(composed(*options, "window.context_length=50", "split.validation=0.2", "split.test=0.2"))
+    shares = ["window.context_length=50", "split.validation=0.2", "split.test=0.2"]
+    outcome = run(composed(*options, *shares))
     counts = outcome.ledger["arrange"]
     assert counts["dropped_gap_documents"] == 2 and counts["dropped_gap_ids"] >= 100
     assert counts["ids"] == counts["train_ids"] + counts["validation_ids"] + counts["test_ids"] + counts["dropped_gap_ids"]
@@ -235,6 +237,13 @@ def test_one_document_is_split_at_paragraphs_and_the_gaps_are_in_no_window(at: P
     words = {name: {names[i] for i in ids if names[i].startswith("w")} for name, ids in seen.items()}
     assert words["train"] and max(int(word[1:].partition("x")[0]) for word in words["train"]) < 40
     assert all("w" not in names[i] for i in seen["validation"])  # the tokenizer learned from train alone
+    (at / "0.txt").write_text("")
+    assert run(composed(*options, *shares, "corpus.paths=[0.txt,a.txt]")).ledger["arrange"] == counts
+    (at / "a.txt.gz").write_bytes(gzip.compress((at / "a.txt").read_bytes()))
+    with pytest.raises(
+        InputError, match=r"none of the 1 document: one document is cut .* a file of plain UTF-8 text by itself"
+    ):
+        run(composed(*options, *shares, "corpus.paths=[a.txt.gz]"))
 
 
 def test_a_column_says_the_split_and_goes_with_each_document(at: Path) -> None:
@@ -248,3 +257,23 @@ def test_a_column_says_the_split_and_goes_with_each_document(at: Path) -> None:
             assert set(reader.read_all()["id"].to_pylist()) == ids
     with pytest.raises(ConfigError, match=r"corpus\.metadata"):
         ran(*held, "corpus.metadata=[id]")
+    said = (
+        r"split test: split\.test_values=\['tset'\] matches none of the values of column 'part': 'train', 'dev', 'test', None"
+    )
+    with pytest.raises(InputError, match=said):
+        ran(*held[:3], "split.test_values=[tset]", "corpus.metadata=[part]")
+    with pytest.raises(InputError, match=r"split train: all of the values of column 'id' are held out: 'n0', 'n1'"):
+        ran(
+            "split.by=column",
+            "split.column=id",
+            f"split.test_values=[{','.join(row['id'] for row in rows)}]",
+            "corpus.metadata=[id]",
+        )
+
+
+def test_a_pattern_that_matches_no_file_is_said_before_anything_is_tokenized(texts: Path) -> None:
+    said = r"split validation: split\.validation_files=\['b\*'\] matches none of the files: 'a\.jsonl'\."
+    with pytest.raises(InputError, match=said):
+        ran("split.by=files", "split.validation_files=[b*]")
+    with pytest.raises(InputError, match=r"split train: all of the files are held out: 'a\.jsonl'\. Name fewer of them"):
+        ran("split.by=files", "split.validation_files=[a*]")
