@@ -667,8 +667,14 @@ def _check_split(split: Split, metadata: list[str]) -> None:
     if (split.column is not None) != (split.by == "column") or (split.column is not None and split.column not in metadata):
         raise ConfigError(f"split.column={split.column}: split.by=column needs a column that corpus.metadata=[...] names.")
     if split.by == "content" and (held >= 1 or (split.train is not None and abs(split.train + held - 1) > 1e-9)):
-        told = " + ".join(f"{name} {share}" for name, share in given.items() if share is not None)
-        raise ConfigError(f"split: {told} must make 1, with some left for train; leave out split.train to give it the rest.")
+        told = " + ".join(f"split.{name}={share}" for name, share in given.items() if share is not None)
+        if split.train is None:
+            raise ConfigError(f"{told}: nothing is left for train; what is held out must be less than 1.")
+        raise ConfigError(f"{told} must make 1, with some left for train; leave out split.train to give it the rest.")
+    if split.max_overlap is not None and split.by == "content" and not held:
+        raise ConfigError(f"split.max_overlap={split.max_overlap} needs a split, as by split.validation=.")
+    if split.max_overlap is not None and split.overlap == "none":
+        raise ConfigError(f"split.max_overlap={split.max_overlap} needs split.overlap=exact or near, to count what it limits.")
 
 
 def recorded(tree: Config | dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,12 @@ def test_patterns_name_the_files_that_are_held_out() -> None:
     ("settings", "said"),
     [
         (Split(train=0.5, validation=0.2), "must make 1"),
-        (Split(validation=0.6, test=0.4), "must make 1"),
+        (Split(validation=0.6, test=0.4), r"split\.validation=0\.6 \+ split\.test=0\.4: nothing is left for train"),
+        (Split(train=0, validation=1), "must make 1, with some left for train"),
+        (Split(max_overlap=0.1), r"split\.max_overlap=0\.1 needs a split"),
+        (Split(train=1, validation=0, max_overlap=0.1), r"split\.max_overlap=0\.1 needs a split"),
+        (Split(validation=0.1, overlap="none", max_overlap=0), r"split\.max_overlap=0 needs split\.overlap="),
+        (Split(by="files", test_files=["a"], overlap="none", max_overlap=0), r"split\.max_overlap=0 needs split\.overlap="),
         (Split(validation=1.5), "outside the allowed range"),
         (Split(by="files"), "needs split.validation_files"),
         (Split(by="files", validation=0.1, validation_files=["a"]), "no shares"),
