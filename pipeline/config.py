@@ -635,9 +635,7 @@ def _check_mixture(config: Config) -> None:
         try:
             check(dataclasses.replace(config, name=output_name(config), corpus=part))
         except ConfigError as error:
-            raise ConfigError(
-                re.sub(rf"\bcorpus\.(?={'|'.join(Part.__dataclass_fields__)})", f"corpus.parts.{name}.", str(error))
-            ) from error
+            raise ConfigError(of_part(name, str(error))) from error
         for key, value in (("weight", part.weight), ("max_repetitions", part.max_repetitions)):
             if not 0 <= value <= 1e9:
                 raise ConfigError(f"corpus.parts.{name}.{key}={value} is outside the allowed range 0 to 1000000000.")
@@ -645,6 +643,16 @@ def _check_mixture(config: Config) -> None:
             raise ConfigError(f"corpus.parts.{name}.max_repetitions=0 leaves it out: set its weight=0.")
     if not any(part.weight for part in own.parts.values()):
         raise ConfigError("corpus.parts: every weight is 0; give one of them more.")
+
+
+def of_part(name: str, said: str) -> str:
+    """What is said of the settings of a corpus, where that is a part of a mixture.
+
+    >>> of_part("a", "Set corpus.encoding=."), of_part("a", "'corpus.text.gz' is damaged"), of_part("", "corpus.tokens=1")
+    ('Set corpus.parts.a.encoding=.', "'corpus.text.gz' is damaged", 'corpus.tokens=1')
+    """
+    fields = "|".join(sorted(Part.__dataclass_fields__.keys() - {"parts", "tokens"}))
+    return re.sub(rf"\bcorpus\.(?=({fields})\b(?!\.\w))", f"corpus.parts.{name}.", said) if name else said
 
 
 def output_name(config: Config) -> str:

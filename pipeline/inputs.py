@@ -1,5 +1,6 @@
 """What a run reads: a corpus, or the parts of a mixture, each with its plan and its stage `load`."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import pyarrow as pa
 from pipeline import config as configs
 from pipeline import corpus, engine, keys, plan, rejects
 from pipeline.cache import Entry
+from pipeline.errors import ConfigError, InputError
 from pipeline.files import Json, expect_space
 from pipeline.phase import Line, Made, Step, side_name
 
@@ -38,7 +40,18 @@ class Input:
         if not self.load.entry.stored():
             needed = expected_bytes(self.planned, self.config.tokenizer.kind)
             expect_space(self.line.cache.root, self.line.cache.held(needed))
-        return self.line.fulfil([self.load, *steps], list(self.planned.shards), self.planned.bytes, {})
+        with speaking_of(self.name):
+            return self.line.fulfil([self.load, *steps], list(self.planned.shards), self.planned.bytes, {})
+
+
+@contextlib.contextmanager
+def speaking_of(part: str) -> Iterator[None]:
+    """Errors name the settings of a part of a mixture as they are given: corpus.parts.a.encoding=, not corpus.encoding=."""
+    try:
+        yield
+    except (ConfigError, InputError) as error:
+        error.args = tuple(configs.of_part(part, said) for said in error.args)
+        raise
 
 
 def expected_bytes(planned: plan.Plan, kind: str, width: int = 2) -> int:
@@ -56,7 +69,8 @@ def find_inputs(line: Line, config: configs.Config) -> list[Input]:
     inputs = []
     for name, part in config.corpus.parts.items():
         own, settings = line.branch(name), replace(config, corpus=part)
-        planned = plan.make(part, line.cache, trust, workers, together=shared)
+        with speaking_of(name):
+            planned = plan.make(part, line.cache, trust, workers, together=shared)
         inputs.append(Input(name, own, settings, planned, _load_step(own, settings, planned)))
     return inputs
 

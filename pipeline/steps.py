@@ -46,7 +46,7 @@ from pipeline.cache import Entry
 from pipeline.choosing import Chosen
 from pipeline.errors import InputError
 from pipeline.files import Json, expect_space, require_space
-from pipeline.inputs import Input, expected_bytes, together
+from pipeline.inputs import Input, expected_bytes, speaking_of, together
 from pipeline.phase import Line, Made, Step, file_name
 from pipeline.remote import Kept
 from pipeline.stream import AnyStream, Stream
@@ -138,6 +138,11 @@ class BackendDiffers(Exception):
 
 def make_ids(own: Input, ready: Ready) -> Result:
     """Phase one. Returns the entry of the IDs and its manifest."""
+    with speaking_of(own.name):
+        return _make_ids(own, ready)
+
+
+def _make_ids(own: Input, ready: Ready) -> Result:
     line, config, planned, load = own.line, own.config, own.planned, own.load
     if own.name and config.vocabulary.append_eos == "auto" and ready.open().eos_id is not None:
         config = replace(config, vocabulary=replace(config.vocabulary, append_eos="true"))  # others follow the only document

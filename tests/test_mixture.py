@@ -268,6 +268,21 @@ def test_a_mixture_that_cannot_be_meant_is_refused_in_one_line(given: dict[str, 
         check(Config(corpus=Corpus(**given)))
 
 
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+@pytest.mark.parametrize("options", [[], ["tokenizer=words"], ["split.validation=0.5"]])
+def test_what_is_wrong_in_a_part_names_the_settings_of_the_part(texts: Path, engine: str, options: list[str]) -> None:
+    with open(texts / "a.jsonl", "a") as file:
+        file.write('{"body": 5}\n')
+    with pytest.raises(InputError, match=r"line 41: column 'body' holds 5.* Set corpus\.parts\.a\.on_bad_row=skip to leave"):
+        ran(parts((1, 1), (1, 9)), f"engine={engine}", *options)
+
+
+def test_what_is_wrong_in_the_plan_of_a_part_names_the_settings_of_the_part(texts: Path) -> None:
+    (texts / "b.txt").rename(texts / "b")
+    with pytest.raises(ConfigError, match=r"'b': corpus\.parts\.b\.format=auto knows .*set corpus\.parts\.b\.format=\."):
+        ran("+corpus.parts={b:{paths:[b],format:auto}}")
+
+
 def test_settings_of_parts_can_be_named_on_the_command_line() -> None:
     check_key("corpus.parts.wiki.weight")
     with pytest.raises(ConfigError, match="did you mean 'weight'"):
