@@ -15,11 +15,12 @@ from pipeline.split import NAMES
 FILE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*")  # below the folder, never out of it
 ROWS = re.compile(r"(?:.*/)?data-[^/]*")  # of a dataset, or of one of its splits: the files of rows
 Shape = dict[str | None, Any]
+SIZE = range(1 << 62)
 ANY = None  # whatever the name of a field
 
-# A shape is a type, what a text must match in full, the shapes of fields by name, or in a list that of each item.
-COUNTS: Shape = {ANY: int}
-NOTE: Shape = {"bytes": int, "sha256": str}
+# A shape is a type, a range of numbers, what a text must match in full, the shapes of fields by name, or in a list that of each item.
+COUNTS: Shape = {ANY: int}  # recoding may make a text shorter: that count is below zero
+NOTE: Shape = {"bytes": SIZE, "sha256": str}
 SOURCE: Shape = {"path": str, **NOTE}
 CONFIG: Shape = {
     "corpus": dict,
@@ -30,18 +31,18 @@ CONFIG: Shape = {
 }
 EVERY: Shape = {
     "name": str,
-    "rows": int,
+    "rows": SIZE,
     "shift": str,
     "sources": [SOURCE],
     "config": CONFIG,
     "versions": dict,
     "tokenizer": dict,
     "embedding": object,
-    "ledger": {ANY: COUNTS, "load": COUNTS, "encode": {**COUNTS, "tokens": int, "bos": int, "eos": int}},
+    "ledger": {ANY: COUNTS, "load": COUNTS, "encode": {**COUNTS, "tokens": SIZE, "bos": SIZE, "eos": SIZE}},
     "keys": {ANY: re.compile(r"[0-9a-f]{32}")},
 }
-OF_ROWS: Shape = {"ledger": {"window": {"slots": int}}, "keys": {"window": str}}
-OF_SPLITS: Shape = {"splits": {ANY: {"rows": int, "ledger": COUNTS}}}
+OF_ROWS: Shape = {"ledger": {"window": {"slots": SIZE}}, "keys": {"window": str}}
+OF_SPLITS: Shape = {"splits": {ANY: {"rows": SIZE, "ledger": COUNTS}}}
 
 
 def read(path: Path, export: bool = False) -> Json | None:
@@ -75,7 +76,7 @@ def _problem(content: Json, export: bool) -> str | None:
         return None
     splits = content.get("splits", {})
     of_rows = [name for name in content["files"] if ROWS.fullmatch(name)]
-    shapes = (EVERY, {"files": {name: {"rows": int} for name in of_rows}}, OF_SPLITS if splits != {} else OF_ROWS)
+    shapes = (EVERY, {"files": {name: {"rows": SIZE} for name in of_rows}}, OF_SPLITS if splits != {} else OF_ROWS)
     if field := next((found for shape in shapes if (found := _wanting(content, shape))), None):
         return f"has no valid {field!r}"
     if unknown := [split for split in (*splits, content.get("split")) if split not in (*NAMES, None)]:
@@ -88,9 +89,10 @@ def _problem(content: Json, export: bool) -> str | None:
 
 def _wanting(value: Any, shape: Any, name: str = "") -> str | None:
     """The dotted name of the first field that is missing, or is something else; None where there is none."""
-    if isinstance(shape, type):
-        count = shape is not int or (not isinstance(value, bool) and isinstance(value, int) and value >= 0)
-        return None if isinstance(value, shape) and count else name
+    if isinstance(shape, type | range):
+        kind = int if isinstance(shape, range) else shape
+        fine = isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
+        return None if fine and (kind is shape or value in shape) else name
     if isinstance(shape, re.Pattern):
         return None if isinstance(value, str) and shape.fullmatch(value) else name
     if not isinstance(value, type(shape)):

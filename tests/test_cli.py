@@ -320,8 +320,9 @@ def verb(capsys):
     return call
 
 
-def test_trace_refuses_what_it_cannot_follow_and_options_that_would_change_nothing(at, verb):
+def test_trace_refuses_what_it_cannot_follow_and_options_that_would_change_nothing(at, verb, capsys):
     folder = str(run(composed(*TINY)).folder)
+    capsys.readouterr()
     for arguments, said in (
         (["--row", "0", "--at", "3", "--rank", "1"], "--at, --rank would change nothing"),
         (["--phrase", "the", "--batch-size", "2", "--no-shuffle"], "--batch-size, --no-shuffle would change nothing"),
