@@ -18,7 +18,8 @@ Shape = dict[str | None, Any]
 SIZE = range(1 << 62)
 ANY = None  # whatever the name of a field
 
-# A shape is a type, a range of numbers, what a text must match in full, the shapes of fields by name, or in a list that of each item.
+# A shape is a type, a range of numbers, what a text must match in full, the shapes of fields by name, or in a list that of
+# each item.
 COUNTS: Shape = {ANY: int}  # recoding may make a text shorter: that count is below zero
 NOTE: Shape = {"bytes": SIZE, "sha256": str}
 SOURCE: Shape = {"path": str, **NOTE}
