@@ -5,8 +5,7 @@
 `python -m pipeline corpus=verdict` runs it; `open_dataset("outputs/verdict")` opens what came out.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own, without the time that its import takes
 if TYPE_CHECKING:
     from pipeline.dataset import WindowDataset, open_dataset
 
@@ -14,7 +13,7 @@ __version__ = "0.1.0"
 __all__ = ["WindowDataset", "open_dataset"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in __all__:
         from pipeline import dataset
 

@@ -1,11 +1,23 @@
-"""Hydra's door: `python -m pipeline`. Everything else is in `pipeline.cli`, where worker processes can find it."""
+"""The doors: `python -m pipeline`, and the console scripts. Everything else is where worker processes can find it."""
 
-import signal
+from pipeline import calm
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run begins, Ctrl-C ends it without a traceback
 
-from pipeline.cli import main
+def main() -> None:
+    """Hydra's door, see `cli.main`."""
+    calm.begin()
+    from pipeline.cli import main
+
+    main()
+
+
+def tools(group: str | None = None) -> None:
+    """The door to the verbs beside the pipeline, see `tools.main`."""
+    calm.begin()
+    from pipeline.tools import main
+
+    main(group)
+
 
 if __name__ == "__main__":
     main()

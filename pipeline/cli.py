@@ -77,19 +77,14 @@ def help_text() -> str:
 def main() -> None:
     """The console script `pipeline` and `python -m pipeline`. Ends the process with its exit code."""
     arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(), end="")
-    elif "--version" in arguments:
-        print(f"pipeline {__version__}")
-    else:
-        console.setup()
-        for name, value in LIBRARIES.items():
-            os.environ.setdefault(name, value)
-        gc.set_threshold(500_000)  # composing and opening a tokenizer make many objects and hardly any garbage
-        try:
-            sys.exit(exit_code(arguments))
-        finally:
-            gc.freeze()  # what is left ends with the process: it need not be searched for garbage first
+    console.setup()
+    for name, value in LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    gc.set_threshold(500_000)  # composing and opening a tokenizer make many objects and hardly any garbage
+    try:
+        sys.exit(exit_code(arguments))
+    finally:
+        gc.freeze()  # what is left ends with the process: it need not be searched for garbage first
 
 
 def exit_code(arguments: list[str]) -> int:
@@ -97,11 +92,19 @@ def exit_code(arguments: list[str]) -> int:
     given = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and ending with 1
     try:
+        if {"-h", "--help"} & set(arguments):
+            console.say(help_text(), end="")
+            return 0
+        if "--version" in arguments:
+            console.say(f"pipeline {__version__}")
+            return 0
         flags, overrides = configs.check_arguments(arguments)
         sys.argv = ["pipeline", *flags, *overrides]  # Hydra's parser wants the flags first
         with engine.signals(), _leaving_nothing(overrides) as more:
             sys.argv += more
-            return _compose_and_run(flags, overrides)
+            code = _compose_and_run(flags, overrides)
+        console.say("", end="")  # what Hydra has printed
+        return code
     except Exception as error:
         said = as_ours(error)
         if given == "1" and said is not error:

@@ -51,14 +51,17 @@ class _Plain(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
-def say(text: str) -> None:
-    """Print to stdout at once. Where its reader has gone, nothing more is said."""
+def say(text: str, end: str = "\n") -> None:
+    """Print to stdout at once, with what others have printed. Where its reader has gone, nothing more is said.
+
+    Raises ResourceError where it cannot be written.
+    """
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(text, end=end, flush=True)
     except OSError as error:
-        raise from_os_error(error, "standard output") from error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still held would be tried again as the process ends
+        if not isinstance(error, BrokenPipeError):
+            raise from_os_error(error, "standard output") from error
 
 
 def draw(text: Any) -> None:

@@ -9,6 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
+from pipeline.calm import SAID
+
 
 class PipelineError(Exception):
     """Base of every error we raise on purpose; `exit_code` is what the process ends with."""
@@ -54,7 +56,7 @@ class Interrupted(PipelineError):
         self.exit_code = 128 + signal_number
 
     def __str__(self) -> str:
-        return "Interrupted. Finished stages are kept; rerun the same command to continue."
+        return SAID
 
 
 def from_os_error(error: OSError, path: Path | str | None = None) -> PipelineError:

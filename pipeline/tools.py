@@ -4,7 +4,13 @@
 A verb is the function of the same name in the module of the same name (`cache.py` for those of the cache).
 """
 
+if __name__ == "__main__":  # before all that takes its time
+    from pipeline import calm
+
+    calm.begin()
+
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -29,21 +35,25 @@ UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 def main(group: str | None = None, arguments: list[str] | None = None) -> None:
     """The console script. Ends the process with the exit codes of `pipeline.errors`."""
     given = sys.argv[1:] if arguments is None else arguments
-    options = _parser(group).parse_args([group, *given] if group else given)
     console.setup()
     try:
-        options.verb(options)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (PipelineError, OSError) as error:
-        sys.exit(cli.complain(cli.as_ours(error)))
+        options = _parser(group).parse_args([group, *given] if group else given)
+        with engine.signals():
+            options.verb(options)
+    except Exception as error:
+        sys.exit(cli.complain(cli.as_ours(error, bug=True)))
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose help ends as all that is said on stdout."""
+
+    def print_help(self, file: Any = None) -> None:
+        console.say(self.format_help(), end="")
 
 
 def _parser(group: str | None) -> argparse.ArgumentParser:
     name = f"python -m scripts.{group}" if group else "pipeline-tools"
-    parser = argparse.ArgumentParser(prog="pipeline-tools", description="Look at what the pipeline made and keeps.")
+    parser = _Parser(prog="pipeline-tools", description="Look at what the pipeline made and keeps.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(verb: str, function: Any, text: str) -> argparse.ArgumentParser:
@@ -327,13 +337,14 @@ def _doctor(options: argparse.Namespace) -> None:
     from pipeline.doctor import doctor
 
     bad = 0
-    for finding in doctor(options.dir, options.outputs):
-        bad += finding.state == "bad"
-        if options.json:
-            console.say(json.dumps(dataclasses.asdict(finding)))
-            continue
-        said = console.printable(f"{finding.said}: {finding.advice}" if finding.advice else finding.said)
-        _say(f"{finding.state:<5}", f"{finding.what:<10} {said}", " ", STATES.get(finding.state, ""))
+    with contextlib.closing(doctor(options.dir, options.outputs)) as findings:
+        for finding in findings:
+            bad += finding.state == "bad"
+            if options.json:
+                console.say(json.dumps(dataclasses.asdict(finding)))
+                continue
+            said = console.printable(f"{finding.said}: {finding.advice}" if finding.advice else finding.said)
+            _say(f"{finding.state:<5}", f"{finding.what:<10} {said}", " ", STATES.get(finding.state, ""))
     if bad:
         raise ResourceError(f"{console.counted(bad, 'finding')} to mend before a run.")
 
@@ -341,16 +352,14 @@ def _doctor(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from pipeline.exports import export
 
-    with engine.signals():
-        folder = export(options.dataset, options.to, options.out)
+    folder = export(options.dataset, options.to, options.out)
     console.say(console.printable(os.path.relpath(folder)))
 
 
 def _push(options: argparse.Namespace) -> None:
     from pipeline.push import push
 
-    with engine.signals():
-        console.say(push(options.dataset, options.repo, options.public))
+    console.say(push(options.dataset, options.repo, options.public))
 
 
 def _with_identity(entry: cache.Entry) -> cache.Entry | None:

@@ -1,6 +1,6 @@
 """What the cache holds: `python -m scripts.cache ls | why | gc --max-size 10GB | verify`."""
 
-from pipeline.tools import main
+from pipeline.__main__ import tools
 
 if __name__ == "__main__":
-    main("cache")
+    tools("cache")

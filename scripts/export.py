@@ -1,6 +1,6 @@
 """A dataset for somebody else's training job: `python -m scripts.export outputs/verdict --to nanogpt`."""
 
-from pipeline.tools import main
+from pipeline.__main__ import tools
 
 if __name__ == "__main__":
-    main("export")
+    tools("export")

@@ -1,6 +1,6 @@
 """A dataset to the Hugging Face Hub: `python -m scripts.push outputs/verdict user/name`."""
 
-from pipeline.tools import main
+from pipeline.__main__ import tools
 
 if __name__ == "__main__":
-    main("push")
+    tools("push")

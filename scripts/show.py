@@ -1,6 +1,6 @@
 """A row of a finished dataset, as a person reads it: `python -m scripts.show outputs/verdict --row 3`."""
 
-from pipeline.tools import main
+from pipeline.__main__ import tools
 
 if __name__ == "__main__":
-    main("show")
+    tools("show")

@@ -1,5 +1,6 @@
 """What a person sees: the command line as real processes where it must be, as functions where it can be."""
 
+import contextlib
 import json
 import os
 import pty
@@ -19,7 +20,7 @@ from pipeline.run import run
 
 TINY = ["tokenizer=bytes", "embedding=none", "window.context_length=16"]
 PIPELINE = [sys.executable, "-m", "pipeline"]
-CALM = "Interrupted. Finished stages are kept; rerun the same command to continue.\n"
+CALM = "Interrupted. What is finished is kept; rerun the same command to continue.\n"
 
 
 def ran(*arguments: str, **settings) -> subprocess.CompletedProcess[str]:
@@ -30,7 +31,7 @@ def ran(*arguments: str, **settings) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_names_every_choice_and_imports_nothing_heavy():
-    code = "import sys; sys.argv = ['pipeline', '--help']\nfrom pipeline.cli import main\nmain()\nprint(*sys.modules)"
+    code = "import sys; sys.argv = ['pipeline', '--help']\nfrom pipeline.cli import main\ntry: main()\nfinally: print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     *text, modules = found.stdout.splitlines()
     assert not {"hydra", "omegaconf", "pyarrow", "numpy", "torch", "rich"} & set(modules.split())
@@ -86,6 +87,81 @@ def test_a_signal_ends_a_run_calmly_and_the_same_command_continues(at, number, s
     if not sweep:
         again = ran(*arguments)
         assert again.returncode == 0 and "computed 12 of 13 shards" in again.stdout, again.stdout + again.stderr
+
+
+HOOK = """
+import os, runpy, sys
+
+class Hook:
+    def find_spec(self, name, *rest):
+        if name == "pipeline.cli":
+            os.kill(os.getpid(), {number})
+
+sys.meta_path.insert(0, Hook())
+sys.argv = ["x", "--help"]
+runpy.run_module("{module}", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["pipeline", "pipeline.tools", "scripts.show"])
+@pytest.mark.row("A4", "A5")
+def test_a_signal_while_modules_are_still_imported_ends_as_calmly(number, module):
+    code = HOOK.format(number=int(number), module=module)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (found.returncode, found.stdout, found.stderr) == (128 + number, "", CALM)
+
+
+def test_importing_the_package_leaves_signals_alone():
+    code = "import signal\nbefore = signal.getsignal(2), signal.getsignal(15)\nimport pipeline.__main__, pipeline.tools\n"
+    code += "assert before == (signal.getsignal(2), signal.getsignal(15))"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.row("A4", "A5")
+def test_a_signal_ends_the_verbs_beside_the_pipeline_calmly(at, number):
+    entry = at / "data/cache/load" / ("0" * 32)
+    entry.mkdir(parents=True)
+    with open(entry / "00000000.arrow", "wb") as file:
+        file.truncate(1 << 40)  # a hole that takes long to hash
+    note = {"bytes": 1 << 40, "sha256": ""}
+    (entry / ".00000000.arrow.receipt").write_bytes(seal({"of": ["load", entry.name, "00000000.arrow"], "note": note}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.tools", "cache", "verify"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until_opened(process, "00000000.arrow")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (128 + number, "", CALM)
+
+
+def until_opened(process, name):
+    """Wait until a process has such a file open."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if any(os.readlink(link).endswith(name) for link in Path(f"/proc/{process.pid}/fd").iterdir()):
+                return
+        time.sleep(0.01)
+
+
+OUT = [[*PIPELINE, *TINY], [*PIPELINE, "--help"], [*PIPELINE, "--version"], [*PIPELINE, "--cfg", "job"]]
+OUT += [[sys.executable, "-m", "pipeline.tools", *verb] for verb in (["cache", "verify"], ["cache", "ls"], ["--help"])]
+
+
+@pytest.mark.parametrize("command", OUT, ids=lambda command: " ".join(command[2:5]))
+def test_all_that_is_said_on_stdout_ends_alike_where_it_is_full_or_its_reader_has_gone(at, command):
+    (at / "data/cache").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
+    assert found.returncode == 5 and found.stderr.splitlines()[-1].startswith("error: No space left writing 'standard output'")
+    reading, writing = os.pipe()
+    os.close(reading)
+    gone = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
+    os.close(writing)
+    assert gone.returncode == 0 and "Error" not in gone.stderr
 
 
 def test_a_reader_that_has_gone_and_closed_or_full_outputs_end_without_a_traceback(at):

@@ -325,7 +325,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-LINE = "Interrupted. Finished stages are kept; rerun the same command to continue.\n"
+LINE = "Interrupted. What is finished is kept; rerun the same command to continue.\n"
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("serial", 1), ("threads", 2), ("processes", 2)])

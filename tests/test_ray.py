@@ -387,7 +387,7 @@ def test_a_signal_ends_the_run_and_its_workers_within_seconds(nodes: Nodes, tmp_
         _, said = run.communicate(timeout=20)
         assert run.returncode == (-number if number == signal.SIGKILL else 128 + number)
         if number != signal.SIGKILL:
-            assert said.splitlines()[-1] == "Interrupted. Finished stages are kept; rerun the same command to continue."
+            assert said.splitlines()[-1] == "Interrupted. What is finished is kept; rerun the same command to continue."
             assert "Traceback" not in said
             assert time.monotonic() - started < engine.GRACE
             assert list((at / "data/cache/tmp").iterdir()) == []
