@@ -6,19 +6,20 @@
     bad   memory      210 MB available: …
 
 Each check is a function that gives findings; a check that fails in an unforeseen way is a finding too. Nothing is left
-behind: what is written goes into a folder of its own below cache.dir (or the nearest folder that exists), removed at the
-end.
+behind: what is written goes among the temporary folders of the cache and of the output, and is removed at the end; what
+a doctor leaves that is killed goes with those of dead runs.
 """
 
 import contextlib
 import ctypes
+import itertools
 import logging
 import os
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,14 +29,17 @@ import pyarrow as pa
 
 from pipeline import backends, config, console, cuts, engine, tokenizer, vocabulary, window
 from pipeline.arrow import flat_list, flattened, joined, numbers, to_numpy
+from pipeline.cache import Cache, Entry
+from pipeline.errors import PipelineError, from_os_error
 from pipeline.files import existing, fsync_dir, write_rate
-from pipeline.output import AT_FDCWD, RENAME_EXCHANGE
+from pipeline.output import AT_FDCWD, RENAME_EXCHANGE, WORKSHOP
 from pipeline.stream import Stream
 
 LITTLE_MEMORY = 1 << 30
 LITTLE_DISK = 1 << 30
 SLOW_DISK = 20e6  # bytes a second
 NEWEST = 3  # tokenizers of the cache that are tried
+TOKENIZER = "tokenizer.json"
 STATES = ("ok", "look", "bad")  # look: it works, but a person may want to know
 
 # Text that tokenizers are known to stumble over: nothing but spaces, line ends of three kinds, characters of one to four
@@ -57,38 +61,58 @@ class Finding:
     advice: str = ""
 
 
-Findings = Iterator[Finding]
+Findings = Generator[Finding, None, None]
 
 
 def doctor(cache_dir: Path = Path("data/cache"), output_dir: Path = Path("outputs")) -> Findings:
     """Look at everything, quick things first; the tokenizers are one trained here and the newest ones of the cache."""
     with contextlib.ExitStack() as stack:
-        here = existing(cache_dir)
+        cache = Cache.open(cache_dir)
         place: Path | None = None
         with contextlib.suppress(OSError):
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".doctor-", dir=here)))
+            place = stack.enter_context(_aside(cache.tmp))
         checks: list[tuple[str, Callable[[], Findings]]] = [
             ("Python", _python),
             ("packages", _packages),
             ("memory", _memory),
             ("disk", lambda: _disk(place, cache_dir, output_dir)),
             ("Hub", _hub),
-            ("tokenizers", lambda: _tokenizers(cache_dir)),
-            ("loss", _loss),
+            ("tokenizers", lambda: _tokenizers(cache, place)),
+            ("loss", lambda: _loss(place)),
         ]
         if place is not None:
             folder = place
             checks[4:4] = [
                 ("locks", lambda: _locks(folder)),
                 ("renames", lambda: _renames(folder)),
-                ("links", lambda: _links(folder, existing(output_dir))),
+                ("links", lambda: _links(folder, output_dir / WORKSHOP / cache.run)),
             ]
         for what, check in checks:
             try:
                 yield from check()
+            except (OSError, PipelineError) as error:
+                engine.checkpoint()
+                told = from_os_error(error, error.filename or place) if isinstance(error, OSError) else error
+                yield Finding("bad", what, "this could not be tried", console.printable(str(told)))
             except Exception as error:
+                engine.checkpoint()
                 said = console.printable(f"{type(error).__name__}: {error}")[:200]
                 yield Finding("bad", what, f"the check itself failed: {said}", "report it, with this line.")
+            engine.checkpoint()
+
+
+@contextlib.contextmanager
+def _aside(place: Path) -> Iterator[Path]:
+    """A new folder, gone when the block ends, as is what had to be made above it. Raises OSError."""
+    above = existing(place)
+    try:
+        place.mkdir(parents=True)
+        yield place
+    finally:
+        engine.surely(lambda: shutil.rmtree(place, ignore_errors=True))
+        with contextlib.suppress(OSError):  # another has begun to use it
+            for parent in itertools.takewhile(lambda parent: parent != above, Path(os.path.abspath(place)).parents):
+                parent.rmdir()
 
 
 # -- what is installed ------------------------------------------------------------------------------------
@@ -202,11 +226,11 @@ def _renames(place: Path) -> Findings:
     fsync_dir(place)
 
 
-def _links(place: Path, output: Path) -> Findings:
+def _links(place: Path, aside: Path) -> Findings:
     (place / "file").write_bytes(b"x")
     try:
-        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=output) as there:
-            os.link(place / "file", Path(there) / "link")
+        with _aside(aside) as there:
+            os.link(place / "file", there / "link")
         yield Finding("ok", "links", "a finished dataset shares its files with the cache")
     except OSError as error:
         advice = "a dataset is copied and takes its space twice: put both on one file system."
@@ -232,22 +256,38 @@ def _token() -> str:
 # -- what the pipeline promises ---------------------------------------------------------------------------
 
 
-def _tokenizers(cache_dir: Path) -> Findings:
+def _tokenizers(cache: Cache, place: Path | None) -> Findings:
     """On odd text: does a trained BPE give it back, and do fast backend and reference give the same IDs?"""
-    with tempfile.TemporaryDirectory(prefix="pipeline-doctor-") as made:
+    with tempfile.TemporaryDirectory(prefix="pipeline-doctor-", dir=place) as made:
         own = Path(made)
         text = joined([part.encode(errors="replace") for part in ODD])
         settings = config.Tokenizer(vocab_size=300, eos_token="<|endoftext|>")
         for name, data in tokenizer.train(settings, lambda: iter([text] * 3)).items():
             (own / name).write_bytes(data)
         yield from _tokenizer("the trained BPE", own, lossless=True)
-        kept = sorted(cache_dir.glob("tokenizer/*/tokenizer.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in kept[:NEWEST]:
-            yield from _tokenizer(f"{path.parent.name[:8]} of the cache", path.parent, lossless=False)
+    kept = [entry for entry in cache.entries() if entry.stage == "tokenizer"]
+    for entry in sorted(kept, key=Entry.last_use, reverse=True)[:NEWEST]:
+        yield from _cached(entry)
+
+
+def _cached(entry: Entry) -> Findings:
+    """As `_tokenizer`, of one in the cache whose files are as they were written; one of words has no such file."""
+    name = f"{entry.key[:8]} of the cache"
+    try:
+        notes = (entry.manifest() or {"files": {}})["files"]
+        problem = entry.examine(TOKENIZER, notes[TOKENIZER]) if TOKENIZER in notes else None
+    except PipelineError as error:
+        yield Finding("bad", "tokenizer", f"{name} cannot be used", str(error))
+        return
+    if problem:
+        advice = "run the pipeline again: it sets the file aside and makes it anew."
+        yield Finding("bad", "tokenizer", f"{name}: {TOKENIZER} is damaged: {problem}", advice)
+    elif TOKENIZER in notes:
+        yield from _tokenizer(name, entry.folder, lossless=False)
 
 
 def _tokenizer(name: str, folder: Path, lossless: bool) -> Findings:
-    data = (folder / "tokenizer.json").read_bytes()
+    data = (folder / TOKENIZER).read_bytes()
     backend = backends.choose(data, "auto")
     core, reference = (backends.open_core(kind, data, False) for kind in (backend, "hf"))
     text = joined([part.encode(errors="replace") for part in ODD])
@@ -271,7 +311,7 @@ def _tokenizer(name: str, folder: Path, lossless: bool) -> Findings:
         yield Finding("look", "tokenizer", f"{name} has no place where a long document may be cut", advice)
 
 
-def _loss() -> Findings:
+def _loss(place: Path | None) -> Findings:
     """A tiny GPT-2's loss on our `target_ids` against the one that it computes itself, shifting `labels`."""
     if missing := [name for name in ("torch", "transformers") if not _installed(name)]:
         yield Finding("look", "loss", f"{missing[0]} is not installed: training was not tried", f"pip install {missing[0]}")
@@ -288,7 +328,7 @@ def _loss() -> Findings:
     with torch.no_grad():
         for weights in model.parameters():
             weights.copy_(torch.randn(weights.shape, generator=generator) / 4)
-        row = _row(np.random.default_rng(0).integers(0, 50, 17))
+        row = _row(np.random.default_rng(0).integers(0, 50, 17), place)
         inputs, targets = (torch.from_numpy(column.astype(np.int64))[None] for column in row)
         found = model(input_ids=inputs, labels=inputs)
         ours = cross_entropy(found.logits[0, :-1], targets[0, :-1])
@@ -303,9 +343,9 @@ def _loss() -> Findings:
         yield Finding("bad", "loss", said, "report it, with the versions of torch and transformers.")
 
 
-def _row(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _row(ids: np.ndarray, place: Path | None) -> tuple[np.ndarray, np.ndarray]:
     """The one row that the stage `window` cuts from a stream of IDs: inputs and targets."""
-    with tempfile.TemporaryDirectory(prefix="pipeline-doctor-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pipeline-doctor-", dir=place) as folder:
         path = Path(folder) / "ids.arrow"
         marks = vocabulary.Marks(None, None, None, "map", "uint8")
         document = [numbers(np.array([value], kind)) for value, kind in ((0, np.int32), (0, np.int64), (1, np.int64))]
