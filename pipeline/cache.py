@@ -428,7 +428,7 @@ class Entry:
         for name in content["files"]:
             self.path(name)
         notes = list(content["files"].values())
-        if not all(map(is_note, notes)) or not isinstance(content.get("ledger"), dict):
+        if not all(map(is_note, notes)) or not isinstance(content.get("ledger"), dict) or not (notes or "rows" in content):
             return None
         told = (content, content["ledger"].get(self.stage, {}))
         rows = sum(note.get("counts", {}).get("rows", 0) for note in notes)

@@ -744,6 +744,13 @@ def test_a_manifest_that_does_not_add_up_is_absent_and_its_entry_is_computed_aga
     require_whole(entry)
 
 
+def test_an_entry_without_files_is_whole_only_where_it_says_that_it_has_no_rows(cache: Cache) -> None:
+    empty, emptied = (cache.entry("tokenizer", {"n": n}) for n in range(2))
+    empty.finish([], [], rows=0)
+    emptied.finish([], [])
+    assert empty.verified() is not None and emptied.verified() is None
+
+
 def test_a_receipt_of_another_shape_is_absent(cache: Cache) -> None:
     entry = cache.entry("ids", IDENTITY)
     with entry.write("00000.arrow") as file:
