@@ -15,12 +15,11 @@ from pipeline.split import NAMES
 FILE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*")  # below the folder, never out of it
 ROWS = re.compile(r"(?:.*/)?data-[^/]*")  # of a dataset, or of one of its splits: the files of rows
 Shape = dict[str | None, Any]
-SIZE = range(1 << 62)
 ANY = None  # whatever the name of a field
 
-# A shape is a type, a range of numbers, what a text must match in full, the shapes of fields by name, or in a list that of
-# each item.
-COUNTS: Shape = {ANY: int}  # recoding may make a text shorter: that count is below zero
+# A shape is a type, a range, what a text must match in full, the shapes of fields by name, or in a list that of each item.
+SIZE = range(1 << 63)
+COUNTS: Shape = {ANY: int}  # some are less than 0, as that of the bytes that another encoding adds
 NOTE: Shape = {"bytes": SIZE, "sha256": str}
 SOURCE: Shape = {"path": str, **NOTE}
 CONFIG: Shape = {
@@ -90,10 +89,10 @@ def _problem(content: Json, export: bool) -> str | None:
 
 def _wanting(value: Any, shape: Any, name: str = "") -> str | None:
     """The dotted name of the first field that is missing, or is something else; None where there is none."""
-    if isinstance(shape, type | range):
-        kind = int if isinstance(shape, range) else shape
-        fine = isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
-        return None if fine and (kind is shape or value in shape) else name
+    if isinstance(shape, type):
+        return None if shape in (object, type(value)) else name
+    if isinstance(shape, range):
+        return None if type(value) is int and value in shape else name
     if isinstance(shape, re.Pattern):
         return None if isinstance(value, str) and shape.fullmatch(value) else name
     if not isinstance(value, type(shape)):
