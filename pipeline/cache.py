@@ -423,12 +423,14 @@ class Entry:
 
     def checked(self, content: Json | None) -> Json | None:
         """What was unsealed, where it is a manifest of this entry that adds up. Raises as `manifest`."""
-        if content is None or content.get("key") != self.key or not isinstance(content.get("files"), dict):
+        if content is None or content.get("key") != self.key:
+            return None
+        if not all(isinstance(content.get(part), dict) for part in ("files", "identity", "ledger")):
             return None
         for name in content["files"]:
             self.path(name)
         notes = list(content["files"].values())
-        if not all(map(is_note, notes)) or not isinstance(content.get("ledger"), dict) or not (notes or "rows" in content):
+        if not all(map(is_note, notes)) or not (notes or "rows" in content):
             return None
         told = (content, content["ledger"].get(self.stage, {}))
         rows = sum(note.get("counts", {}).get("rows", 0) for note in notes)

@@ -722,7 +722,7 @@ def test_a_manifest_of_another_shape_is_absent(cache: Cache, files: Any) -> None
     assert entry.verified() is None
 
 
-@pytest.mark.parametrize("lost", ["ledger", "rows", "counts", "files", "stage", "rows of the ledger"])
+@pytest.mark.parametrize("lost", ["ledger", "identity", "rows", "counts", "files", "stage", "rows of the ledger"])
 def test_a_manifest_that_does_not_add_up_is_absent_and_its_entry_is_computed_again(cache: Cache, lost: str) -> None:
     entry, computed = cache.entry("ids", IDENTITY), []
     manifest = make(entry)
