@@ -94,6 +94,7 @@ class Input:
     whole: bool = False  # is all of it in the one block?
     counts: Counts | None = None
     cut: Cut | None = None
+    strange: float = 0.0  # share of unknown tokens, where the cache tells
 
     @property
     def size(self) -> int:
@@ -196,6 +197,7 @@ def recall(ready: Ready, one: Input, manifest: Json) -> None:
     lengths = np.concatenate([stream.document_lengths(shard) for shard in range(len(stream.counts))])
     rows = Rows(*map(Guess.of, window.expect(*one.cut, lengths)))
     one.counts = Counts(exact["text_bytes"], exact["documents"], exact["ids"], rows, lengths, True)
+    one.strange = ledger["encode"].get("unknown", 0) / max(1, ledger["encode"]["tokens"])
 
 
 def _cut(config: configs.Config, ready: Ready, marked: Json, dtype: np.dtype) -> Cut:

@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from pipeline import (
     window,
 )
 from pipeline import config as configs
+from pipeline.arrow import joined
 from pipeline.cache import Cache, Entry
 from pipeline.counting import Counted, Input, Ready, Rows, product, total
 from pipeline.errors import ConfigError, InputError
@@ -60,6 +62,7 @@ LOOK = 4 << 20  # bytes by which the rate of loading is measured
 # `arrange`; its verdict), and around every batch and file.
 ROW, DOCUMENT, PLACE, VERDICT, BATCH, FILE = 24.125, 36, 44, 1, 340, 420
 TASTE = 0.10  # of a corpus: the part that people set apart for validation
+WIDE = 32  # bytes of text that a token surely has no more than, where few are looked for
 
 
 @dataclass
@@ -77,6 +80,7 @@ class Stream:
 
     ids: Guess
     rows: Rows
+    lengths: np.ndarray | None  # IDs of its documents, or of all of it where windows cross them; None where not known
 
 
 @dataclass
@@ -89,6 +93,7 @@ class Estimate:
     tokens: Guess  # the length of the stream: marks included
     rows: Guess
     context_length: int
+    growing: bool  # do rows differ in length, up to that?
     sampled: int  # bytes of text that were tokenized; 0: nothing had to be
     seconds: float
     free: int  # bytes, on the disk of the cache
@@ -192,6 +197,7 @@ class Look:
             tokens=total([each.ids for each in counts]),
             rows=total([stream.rows.count for stream in streams.values()]),
             context_length=config.window.context_length,
+            growing=config.window.mode == "prefix",
             sampled=counted.sampled,
             seconds=self.seconds(counted, stages),
             free=shutil.disk_usage(files.existing(self.cache.root)).free,
@@ -337,18 +343,18 @@ class Look:
             assert one.counts is not None
             ids.append(product(one.counts.ids, used))
             rows.append(one.counts.rows.times(used))
-        made = Stream(total(ids), Rows.together(rows))
+        made = Stream(total(ids), Rows.together(rows), None)
         if all(own is not None for own in known):
             every = np.concatenate([own for own in known if own is not None])
-            made = Stream(Guess.of(int(every.sum())), Rows(*map(Guess.of, window.expect(*cut, every))))
+            made = Stream(Guess.of(int(every.sum())), Rows(*map(Guess.of, window.expect(*cut, every))), every)
         elif window.crosses(cut[0]):
-            made.rows = counting.expected(cut, made.ids)
+            made = Stream(made.ids, counting.expected(cut, made.ids), np.array([made.ids.low]))
         if (entry := self.windows(name)) and (manifest := entry.manifest()):
             counts = Counter(manifest["ledger"]["window"])
             lost = sum(counts[kind] for kind in ("tail", "gap", "truncated"))
             size = sum(note["bytes"] for note in manifest["files"].values())
             told = [Guess.of(n) for n in (counts["tokens"], manifest["rows"], counts["slots"], lost, size)]
-            made = Stream(told[0], Rows(*told[1:]))
+            made = Stream(told[0], Rows(*told[1:]), made.lengths)
         return made
 
     # -- bytes and seconds
@@ -461,7 +467,6 @@ class Look:
     def disappointments(self, counted: Counted, streams: dict[str, Stream]) -> None:
         """Say what a person would rather know before."""
         w, settings, ready = self.config.window, self.config.tokenizer, counted.ready
-        length = w.context_length
         rows = [stream.rows for stream in streams.values()]
         ids, lost = sum(stream.ids.value for stream in streams.values()), sum(each.lost.value for each in rows)
         count, size = round(sum(each.count.value for each in rows)), sum(each.bytes.value for each in rows)
@@ -469,40 +474,27 @@ class Look:
         text, documents = (total([getattr(each, what) for each in counts]) for what in ("text", "documents"))
         blocks = [block for one in self.inputs for block in one.blocks]
         parts = {name: stream.ids.value / max(ids, 1) for name, stream in streams.items() if name}
-        least, share = min(parts.items(), key=lambda item: item[1], default=("validation", TASTE))
+        share = min(parts.values(), default=TASTE)
         if self.config.split.by == "column" and any(one.owners is None for one in self.inputs):
             self.notes.append("which documents are held out only their column tells: what each split gets is not foreseen.")
-        elif w.mode == "sliding" and window.crosses(w) and length >= ids * share >= 2:
-            which = f"the {least} split of {100 * share:.3g} %" if parts else f"a {100 * share:.3g} % validation split"
-            fits = 1 << int(math.log2(max(1, (ids - 1) * share)))
-            made = console.counted(count, "window")
-            self.notes.append(
-                f"{ids:,.0f} tokens make {made} of {length:,}; {which} would hold none: use window.context_length<={fits:,}."
-            )
-        elif not count:
-            self.notes.append("no row comes out of this: the run will end with an error that says why.")
+        else:
+            self.rowless(ready, streams, ids, count)
+        if w.mode == "document" and not w.truncate:
+            self.too_long()
         whole = [one for one in self.inputs if not (one.planned and one.planned.sections)]
         if parts and self.config.split.by == "content" and whole and documents.value * share < 3:
             many = "is one document" if documents.high == 1 else f"has {documents.value:,.0f} documents"
             self.notes.append(f"the corpus {many}, and whole ones go to a split: set corpus.document=, or split by files.")
         if count and lost > 0.05 * ids and w.mode != "document":
             self.notes.append(f"{lost / ids:.0%} of the tokens become no target: see window.tail and window.stride.")
-        if blocks and w.mode == "document":
-            room = length - sum(map(len, ready.tok.frame[:2])) if w.special_tokens is not False else length
-            lengths = np.concatenate([each.lengths for each in counts])
-            long = float((lengths > room).mean()) if len(lengths) else 0.0
-            if long and not w.truncate:
-                self.notes.append(
-                    f"about {long:.1%} of the documents do not fit a row, which is an error: set window.truncate=true."
-                )
         if size > w.max_bytes:
             self.notes.append(f"the rows would take {console.size(size)}, which window.max_bytes refuses.")
         if self.config.selection.duplicates != "none" and not (self.chosen and self.chosen.manifest()):
             self.notes.append("copies will be dropped (selection.duplicates): how many is not foreseen, so expect less.")
         if any(block.partial for block in blocks):
             self.notes.append("of a large file that must be read as a whole only the beginning was looked at: expect more.")
-        if blocks and counted.strange > 0.001:
-            self.notes.append(f"{counted.strange:.1%} of the tokens are unknown to this tokenizer.")
+        if (strange := max(counted.strange, *(one.strange for one in self.inputs))) > 0.001:
+            self.notes.append(f"{strange:.1%} of the tokens are unknown to this tokenizer.")
         tokens = sum(each.ids.value for each in counts)
         if settings.kind == "pretrained" and text.value < 2 * tokens:
             self.notes.append(
@@ -511,6 +503,65 @@ class Look:
         asked = settings.vocab_size if tokenizer.trained(settings) and documents.exact else None
         if asked and ready.tok.size < asked:
             self.notes.append(f"the text gives {ready.tok.size:,} tokens of tokenizer.vocab_size={asked:,}.")
+
+    def rowless(self, ready: Ready, streams: dict[str, Stream], ids: float, count: int) -> None:
+        """Say which splits hold no row, or would if there were any, and with which context length they do."""
+        w, corpora = self.config.window, [one.counts.documents.value for one in self.inputs if one.counts is not None]
+        unit = "window" if w.mode == "sliding" else "row"
+        made = f"{ids:,.0f} tokens make {console.counted(count, unit) if count else f'no {unit}'} of {w.context_length:,}"
+        taste = np.array([ids * TASTE])
+        if empty := {name: stream.rows.count for name, stream in streams.items() if stream.rows.count.value < 1}:
+            which = f", none of them in {' and '.join(empty)}" if count else ""
+            will = "will" if any(rows.high < 1 for rows in empty.values()) else "may"
+            fits = self.fitting(ready, self.config.split, [stream.lengths for stream in streams.values()])
+            advice = f"; use window.context_length<={fits:,}." if fits else "."
+            self.notes.append(f"{made}{which}: the run {will} end with an error{advice}")
+        elif self.names == ("",) and window.crosses(w) and ids * TASTE >= 2 and not self.rows_of(w.context_length, taste):
+            fits = self.fitting(ready, configs.Split(validation=TASTE), [taste if sum(corpora) * TASTE >= 3 else None])
+            advice = f": use window.context_length<={fits:,}." if fits else "."
+            self.notes.append(f"{made}; a {100 * TASTE:.3g} % validation split would hold none{advice}")
+
+    def rows_of(self, length: int, documents: np.ndarray) -> int:
+        """The rows of documents of so many IDs, were this the context length."""
+        assert self.inputs[0].cut is not None
+        settings, dtype, frame = self.inputs[0].cut
+        return window.expect(replace(settings, context_length=length), dtype, frame, np.round(documents).astype(np.int64))[0]
+
+    def fitting(self, ready: Ready, splits: configs.Split, documents: Sequence[np.ndarray | None]) -> int | None:
+        """The largest power of two below the context length with which every split holds a row; None where none is known to.
+
+        `documents` are the IDs of the documents of each split, where its own do not depend on the context length.
+        """
+        w, one = self.config.window, self.inputs[0]
+        if w.mode != "sliding":
+            return None
+        if not self.mixed and (path := plan.cut_document(one.config.corpus, one.found, splits)):
+            with places.open_file(path) as file:
+
+                def holds(begin: int, end: int, length: int) -> int:
+                    data = file.pread(min(end - begin, WIDE * (length + 1)), begin).decode(errors="ignore").encode()
+                    return self.rows_of(length, np.array([len(tokenizer.encode(ready.tok, joined([data]))[0])]))
+
+                fits = split.fitting(file, one.found[path][1], splits, w.context_length, holds)
+        else:
+            powers = (1 << bits for bits in range((w.context_length - 1).bit_length() - 1, -1, -1))
+            fits = next((n for n in powers if all(own is not None and self.rows_of(n, own) for own in documents)), None)
+        return fits if fits and (w.allow_gaps or fits >= (w.stride or 1)) else None
+
+    def too_long(self) -> None:
+        """Say how many documents do not fit a row."""
+        long = every = 0
+        for one in self.inputs:
+            assert one.counts is not None and one.cut is not None
+            settings, _, frame = one.cut
+            room = settings.context_length - len(frame[0]) - len(frame[1])
+            long, every = long + int((one.counts.lengths > room).sum()), every + len(one.counts.lengths)
+        exact = all(one.counts is not None and one.counts.every for one in self.inputs)
+        if long:
+            many = f"{long:,} of {every:,}" if exact else f"about {100 * long / every:.1f} %"
+            self.notes.append(
+                f"documents that do not fit a row: {many}; the run will end with an error: set window.truncate=true."
+            )
 
 
 def _load_rate(one: Input) -> float:
@@ -537,11 +588,11 @@ def tell(made: Estimate) -> None:
     """Say an estimate on stdout."""
     console.table(["stage", "state", "bytes"], [[s.stage, s.state, console.size(s.bytes.value)] for s in made.stages])
     source = f", from a sample of {console.size(made.sampled)}" if not made.tokens.exact else ""
-    several = "" if made.documents.high == 1 else "s"
+    several, most = "" if made.documents.high == 1 else "s", "up to " if made.growing else ""
     lines = [
         f"  text    {made.text} bytes in {made.documents} document{several}",
         f"  tokens  {made.tokens}{source}",
-        f"  rows    {made.rows} of {console.counted(made.context_length, 'token')}",
+        f"  rows    {made.rows} of {most}{console.counted(made.context_length, 'token')}",
         f"  disk    {console.size(made.disk.value)} more, {console.size(made.free)} free",
         f"  time    about {_duration(made.seconds)} on this machine, as busy as it is",
         *(f"  note    {note}" for note in made.notes),

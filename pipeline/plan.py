@@ -178,25 +178,24 @@ def _sections(
     corpus: Corpus, files: dict[str, Stat], splits: Split | None, words: int
 ) -> tuple[dict[str, list[int]], list[int]]:
     """Where the one document of a corpus is cut into splits, by its path, and the split of each part; empty for any other."""
-    full = [(path, stat) for path, stat in files.items() if stat[1]] if splits and splits.by == "content" else []
-    if splits is None or len(full) != 1:
+    if splits is None or (path := cut_document(corpus, files, splits)) is None:
         return {}, []
     from pipeline import split  # which takes numpy along
 
-    if not split.names(splits):
-        return {}, []
-    ((path, stat),) = full
-    if (
-        corpus.document != "file"
-        or corpus.archives
-        or file_format(path, corpus) != "text"
-        or not is_utf8(corpus)
-        or packed(path)
-    ):
-        return {}, []
     with places.open_file(path) as file:
-        borders, owners = split.sections(file, stat[1], splits, words, path)
+        borders, owners = split.sections(file, files[path][1], splits, words, path)
     return {path: borders}, owners
+
+
+def cut_document(corpus: Corpus, files: dict[str, Stat], splits: Split) -> str | None:
+    """The one document that these splits cut, by its path; empty files beside it do not matter. None for any other corpus."""
+    full = [path for path, stat in files.items() if stat[1]] if splits.by == "content" else []
+    if len(full) != 1 or corpus.document != "file" or corpus.archives or not is_utf8(corpus):
+        return None
+    from pipeline import split  # which takes numpy along
+
+    fits = split.names(splits) and file_format(full[0], corpus) == "text" and not packed(full[0])
+    return full[0] if fits else None
 
 
 def look(

@@ -14,7 +14,7 @@ A corpus of one document is cut instead, at paragraph borders, with a gap betwee
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -125,6 +125,9 @@ def _wanted(split: Split) -> dict[str, list[str]]:
     return {"validation": split.validation_values, "test": split.test_values}
 
 
+Holds = Callable[[int, int, int], int]  # (begin, end, length): does a range of a text hold a window of this length?
+
+
 class Bytes(Protocol):
     """A file that can be read at any place."""
 
@@ -139,17 +142,35 @@ def sections(file: Bytes, size: int, split: Split, words: int, name: str) -> tup
     runs of bytes between white space, each of which is a token or more, up to a paragraph border again, and comes out of
     the next split's share. Reads what is around the borders. Raises InputError where a split would hold no text.
     """
+    if isinstance(found := _cut(file, size, split, words, lambda begin, end, _: _words(file, begin, end, 1)), str):
+        fits = fitting(file, size, split, words)
+        raise InputError(
+            f"{name!r} is one document of {size} bytes: cut at paragraphs, with gaps of {words} words, it leaves nothing for "
+            f"{found}. Set corpus.document=paragraph or line, or a larger split.{found}="
+            + (f", or window.context_length<={fits}." if fits else ".")
+        )
+    return found
+
+
+def fitting(file: Bytes, size: int, split: Split, words: int, holds: Holds | None = None) -> int | None:
+    """The largest power of two below `words` with which a text is cut so that every split holds a window of so many words
+    and one more, or what `holds(begin, end, length)` says of a range; None where there is none.
+    """
+    enough = holds or (lambda begin, end, length: _words(file, begin, end, length + 1))
+    powers = (1 << bits for bits in range((words - 1).bit_length() - 1, 0, -1))
+    return next((power for power in powers if not isinstance(_cut(file, size, split, power, enough), str)), None)
+
+
+def _cut(file: Bytes, size: int, split: Split, words: int, holds: Holds) -> tuple[list[int], list[int]] | str:
+    """The borders and the owners of `sections`; or the first split whose range does not hold what it must."""
     present, shares = names(split), fractions(split)
     borders, owners, behind = [0], [], 0.0
     for number, part in enumerate(present):
         behind += shares[part]
         last = number == len(present) - 1
         end = size if last else _border(file, max(int(size * behind), borders[-1]), size)
-        if not _words(file, borders[-1], end, 1):
-            raise InputError(
-                f"{name!r} is one document of {size} bytes: cut at paragraphs, with gaps of {words} words, it leaves nothing "
-                f"for {part}. Set corpus.document=paragraph or line, a larger split.{part}=, or a smaller context_length."
-            )
+        if not holds(borders[-1], end, words):
+            return part
         borders.append(end)
         owners.append(number)
         if not last:

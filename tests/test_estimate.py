@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -208,7 +209,7 @@ def test_a_split_that_stays_empty_is_said_and_what_the_run_refuses_the_plan_refu
     (at / "held.txt").write_text(lines(20, seed=1))
     common = ["corpus=text", "corpus.paths=[in.txt]", "tokenizer=words", "embedding=none", "window.context_length=16"]
     short = estimate.estimate(composed(*common, "corpus.document=line", "split.validation=0.001", "window.context_length=64"))
-    assert any("the validation split of " in note and "would hold none" in note for note in short.notes)
+    assert "none of them in validation: the run will end with an error" in short.notes[0]
     with pytest.raises(InputError, match="leaves nothing for validation"):
         estimate.estimate(composed(*common, "split.validation=0.1"))  # one paragraph
     parts = ["corpus.paths=[]", "corpus.name=ab", PARTS, "corpus.tokens=1000000"]
@@ -219,8 +220,82 @@ def test_a_split_that_stays_empty_is_said_and_what_the_run_refuses_the_plan_refu
 def test_the_verdict_in_windows_of_1024_is_too_short_for_a_validation_split(at, assets):
     said = estimate.estimate(composed("corpus=verdict", "tokenizer=gpt2", "window.context_length=1024"))
     assert said.notes == [
-        "5,145 tokens make 5 windows of 1,024; a 10 % validation split would hold none: use window.context_length<=512."
+        "5,145 tokens make 5 windows of 1,024; a 10 % validation split would hold none: use window.context_length<=128."
     ]
+    cut = ["corpus=verdict", "tokenizer=gpt2", "embedding=none", "split.validation=0.1"]
+    assert min(own["window"]["rows"] for own in run(composed(*cut, "window.context_length=128")).splits.values()) > 0
+    for length in (256, 512):  # a power more is too much: the gap comes out of the split
+        with pytest.raises(InputError):
+            run(composed(*cut, f"window.context_length={length}"))
+    with pytest.raises(InputError, match=r"or window.context_length<=64\.$"):  # without a tokenizer, by its words
+        estimate.estimate(composed(*cut, "window.context_length=512"))
+
+
+def refused(config: Config) -> bool:
+    """Does a run of it end with an error of its input?"""
+    try:
+        run(config)
+    except InputError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["window.context_length=100000"],
+        ["window.context_length=100000", "window.tail=pad"],
+        ["window.context_length=900", "corpus.document=line", "window.cross_documents=false"],
+        ["window.context_length=900", "corpus.document=line", "split.validation=0.02"],
+        ["window.context_length=900", "corpus.document=line", "split.validation=0.02", "window.tail=pad"],
+        ["window.context_length=900", "corpus.document=line", "split.validation=0.02", "window.stride=600"],
+        ["window.context_length=3000", "corpus.document=paragraph", "split.validation=0.1"],
+        ["window.context_length=250", "split.validation=0.15", "tokenizer=words"],
+        ["window.context_length=16", "window=document", "corpus.document=line"],
+        ["window.context_length=400", "window=document", "corpus.document=line"],
+        ["window.context_length=16", "window=prefix"],
+        ["window.context_length=8", "corpus.document=line", "split.validation=0.0001"],
+    ],
+)
+def test_that_a_run_will_end_with_an_error_is_said_where_it_will_and_what_is_advised_helps(at, options, cached):
+    (at / "in.txt").write_text("\n\n".join(lines(4, seed=n).rstrip() for n in range(40)) + "\n")
+    common = ["corpus=text", "corpus.paths=[in.txt]", "tokenizer=bytes", "embedding=none", "window.context_length=8"]
+    if cached:
+        run(composed(*common, *[option for option in options if option.startswith("corpus")]))
+    config = composed(*common, *options)
+    notes = estimate.estimate(config).notes
+    said = [note for note in notes if "the run will end with an error" in note]
+    assert notes[:1] == said if said else True
+    assert refused(config) == bool(said), notes
+    for length in re.findall(r"use window.context_length<=([\d,]+)", " ".join(said)):
+        assert not refused(composed(*common, *options, f"window.context_length={length.replace(',', '')}"))
+    if "window=document" in options and said:
+        assert not refused(composed(*common, *options, "window.truncate=true"))
+
+
+def test_rows_that_differ_in_length_are_said_to_be_of_up_to_so_many_tokens(at, capsys):
+    (at / "in.txt").write_text(lines(3))
+    options = [
+        "corpus=text",
+        "corpus.paths=[in.txt]",
+        "tokenizer=bytes",
+        "embedding=none",
+        "window.context_length=8",
+        "plan=true",
+    ]
+    for mode, said in (("prefix", " of up to 8 tokens"), ("sliding", " of 8 tokens")):
+        assert cli.exit_code([*options, f"window={mode}"]) == 0
+        assert said in capsys.readouterr().out
+
+
+def test_unknown_tokens_are_said_whether_they_are_counted_or_the_cache_tells(at):
+    (at / "in.txt").write_text(lines(30))
+    config = composed("corpus=text", "corpus.paths=[in.txt]", "tokenizer=words", "tokenizer.vocab_size=5", "embedding=none",
+                      "window.context_length=8")  # fmt: skip
+    before = [note for note in estimate.estimate(config).notes if "are unknown" in note]
+    run(config)
+    assert before and before == [note for note in estimate.estimate(config).notes if "are unknown" in note]
 
 
 def test_a_plan_writes_nothing_but_a_note_and_the_run_stands_beside_what_it_said(at, capsys):

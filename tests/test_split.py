@@ -115,6 +115,25 @@ def test_one_document_is_cut_between_paragraphs_with_gaps_of_enough_words(
     assert edges[1] in behind
 
 
+def test_what_is_advised_of_a_text_that_cannot_be_cut_is_the_largest_power_of_two_that_helps() -> None:
+    data = "\n\n".join(f"paragraph {n} of some six words" for n in range(200)).encode()
+    settings, words = Split(validation=0.2, test=0.2), 1000
+    with pytest.raises(InputError, match=r"a larger split.validation=, or window.context_length<=64\.$"):
+        split.sections(Text(data), len(data), settings, words, "a.txt")
+
+    def held(fits: int) -> list[int]:
+        edges, owners = split.sections(Text(data), len(data), settings, fits, "a.txt")
+        pieces = zip(owners, itertools.pairwise(edges), strict=True)
+        return [len(data[low:high].split()) for owner, (low, high) in pieces if owner != split.GAP]
+
+    assert split.fitting(Text(data), len(data), settings, words) == 64
+    assert min(held(64)) > 64 and min(held(128)) <= 128
+    assert split.fitting(Text(data), len(data), settings, 64) == 32
+    assert split.fitting(Text(b"one paragraph"), 13, settings, words) is None
+    with pytest.raises(InputError, match=r"a larger split.train=\.$"):
+        split.sections(Text(b""), 0, settings, words, "a.txt")
+
+
 def starts_at(data: bytes, end: int) -> int:
     """Where the border that ends at `end` begins."""
     return next((found.start() for found in split.BORDER.finditer(data) if found.end() == end), end)
