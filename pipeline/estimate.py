@@ -56,7 +56,7 @@ from pipeline.files import Json
 from pipeline.sample import Guess
 
 HASHED = 1 << 30  # bytes hashed at most, to know what the cache holds
-LOOK = 4 << 20  # bytes by which the rate of loading is measured
+LOOK = 4 << 20  # bytes by which the rate of loading is measured, and in which a window is looked for
 
 # What an Arrow file holds, in bytes: of a document (offset, source, start, end, ends; in documents.arrow; in a table of
 # `arrange`; its verdict), and around every batch and file.
@@ -539,7 +539,8 @@ class Look:
             with places.open_file(path) as file:
 
                 def holds(begin: int, end: int, length: int) -> int:
-                    data = file.pread(min(end - begin, WIDE * (length + 1)), begin).decode(errors="ignore").encode()
+                    most = min(end - begin, WIDE * (length + 1), LOOK)
+                    data = file.pread(most, begin).decode(errors="ignore").encode()
                     return self.rows_of(length, np.array([len(tokenizer.encode(ready.tok, joined([data]))[0])]))
 
                 fits = split.fitting(file, one.found[path][1], splits, w.context_length, holds)
