@@ -10,21 +10,24 @@ larger than that. Without it, a file that becomes larger than 64 MiB must not be
 size; text compresses ten times at most. A zstd frame that needs a window of more than 128 MiB, or xz with a
 dictionary beyond 256 MiB, is refused before the memory is taken.
 
-gzip, bzip2, zstd and lz4 are pyarrow's, xz is Python's.
+bzip2, zstd and lz4 are pyarrow's, gzip and xz are Python's, which tells where a member ends: zeros may follow as padding.
 """
 
 import io
+import zlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from pipeline.config import Corpus
 from pipeline.errors import InputError, PipelineError
 
+LZ4 = b"\x04\x22\x4d\x18"
 MAGIC = {
     b"\x1f\x8b\x08": "gzip",
     b"BZh": "bz2",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\xfd7zXZ\0": "xz",
-    b"\x04\x22\x4d\x18": "lz4",
+    LZ4: "lz4",
 }
 BLOCK_MAGIC = (b"1AY&SY", b"\x17rE8P\x90")  # of bzip2 behind its level: a block, or the end
 SKIPPABLE = b"\x2a\x4d\x18"  # behind one of 16 bytes: a frame of zstd or lz4 that holds no data
@@ -61,13 +64,16 @@ class Ranged:
 
 
 def kind(head: bytes) -> str | None:
-    """How a file that begins with these bytes (ten are enough) is compressed; None where it is not.
+    """How a file that begins with these bytes is compressed; None where it is not. Ten are enough to know that it is.
 
     >>> kind(b"\\x1f\\x8b\\x08rest"), kind(b"BZh9 is no bzip2 yet"), kind(b"text")
     ('gzip', None, None)
     """
-    if head[1:4] == SKIPPABLE and 0x50 <= head[0] <= 0x5F:
-        return "zstd"
+    behind = head
+    while behind[1:4] == SKIPPABLE and 0x50 <= behind[0] <= 0x5F:
+        behind = behind[8 + int.from_bytes(behind[4:8], "little") :]
+    if len(behind) < len(head):
+        return "lz4" if behind.startswith(LZ4) else "zstd"
     found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     return None if found == "bz2" and head[4:10] not in BLOCK_MAGIC else found
 
@@ -90,9 +96,13 @@ class Decompressed:
         self.position = 0  # bytes given so far
         self._kind, self._name, self._corpus = kind, name, corpus
         self._raw = _Raw(stream, head)
-        self._stream: Any = _Xz(self._raw) if kind == "xz" else self._arrow()
+        self._stream = self._open()
 
-    def _arrow(self) -> Any:
+    def _open(self) -> Any:
+        if self._kind == "gzip":
+            return _Members(self._raw, _Gzip, 1)
+        if self._kind == "xz":
+            return _Members(self._raw, _xz, 4)
         import pyarrow as pa
 
         return pa.CompressedInputStream(pa.PythonFile(self._raw, "r"), self._kind)
@@ -116,6 +126,11 @@ class Decompressed:
                 raise InputError(
                     f"{self._name!r} is truncated: its {self._kind} data ends in the middle, after {self._raw.position} bytes "
                     f"that make {self.position}. Get the whole file."
+                ) from error
+            if "too much memory" in said or "Memory usage limit" in said:
+                raise InputError(
+                    f"{self._name!r} takes more memory to decompress than is allowed, a window of 128 MiB in zstd or of "
+                    "256 MiB in xz: compress it anew with a smaller one (zstd without --long)."
                 ) from error
             raise InputError(
                 f"{self._name!r} is damaged, or something else follows its {self._kind} data, at byte "
@@ -156,36 +171,59 @@ class _Raw(io.RawIOBase):
         return data
 
 
-class _Xz:
-    """The streams of an xz file, one after another; zeros between them, in fours, are padding."""
+class _Members:
+    """The members of a file, one after another; zeros between and behind them, `padding` at a time, are passed over."""
 
-    def __init__(self, raw: _Raw) -> None:
-        self._raw, self._waiting = raw, b""
-        self._decoder = self._new()
-
-    @staticmethod
-    def _new() -> Any:
-        import lzma
-
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+    def __init__(self, raw: _Raw, new: Callable[[], Any], padding: int) -> None:
+        self._raw, self._new, self._padding = raw, new, padding
+        self._waiting, self._decoder = b"", new()
 
     def read(self, size: int) -> bytes:
         while True:
             if self._decoder is None:
+                padding = self._padding
                 while not (rest := self._waiting.lstrip(b"\0")) and (more := self._raw.read(READ)):
-                    self._waiting = self._waiting[: len(self._waiting) % 4] + more
-                if (len(self._waiting) - len(rest)) % 4:
+                    self._waiting = self._waiting[: len(self._waiting) % padding] + more
+                if (len(self._waiting) - len(rest)) % padding:
                     raise ValueError("padding of the wrong length")
                 if not rest:
                     return b""
                 self._waiting, self._decoder = rest, self._new()
-            if self._decoder.needs_input and not self._waiting and not (more := self._raw.read(READ)):
-                raise ValueError("Truncated")
             if self._decoder.needs_input and not self._waiting:
-                self._waiting = more
+                self._waiting = self._raw.read(READ)
+                if not self._waiting:
+                    raise ValueError("Truncated")
             data: bytes = self._decoder.decompress(self._waiting, size)
             self._waiting = b""
             if self._decoder.eof:
                 self._waiting, self._decoder = self._decoder.unused_data, None
             if data:
                 return data
+
+
+class _Gzip:
+    """A member of a gzip file, as lzma gives a stream."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(16 + zlib.MAX_WBITS)  # with the header and the checksum of gzip
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+
+
+def _xz() -> Any:
+    import lzma
+
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)

@@ -227,6 +227,7 @@ def window_of_2_gib() -> bytes:
     return b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(31 - 10) << 3]) + (1 | 5 << 3).to_bytes(3, "little") + b"hello"
 
 
+SKIPPED = b"\x5a\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"aside"  # a frame that zstd and lz4 pass over
 GZ, ZST, XZ, BZ2 = (COMPRESSIONS[name](ROW * 100) for name in ("gz", "zst", "xz", "bz2"))
 ARCHIVES = ["corpus=text", "corpus.archives=true"]
 LINES = ["corpus=text", "corpus.document=line"]
@@ -266,13 +267,19 @@ BYTES = [
     ("B19-xz", put(XZ[:-5]), ["corpus=jsonl"], 3, "'x' is truncated: its xz data ends in the middle"),
     ("B19-bz2", put(BZ2[:-5]), ["corpus=jsonl"], 3, "'x' is truncated: its bz2 data ends in the middle"),
     ("B19-garbage", put(GZ + b"more"), ["corpus=jsonl"], 3, "something else follows its gzip data"),
+    ("B19-padding", put(GZ + bytes(70_000) + GZ + bytes(3)), ["corpus=jsonl"], 0, None),
+    ("B19-garbage-behind-padding", put(GZ + bytes(3) + b"more"), ["corpus=jsonl"], 3, "something else follows its gzip data"),
+    ("B19-padding-xz", put(XZ + bytes(4)), ["corpus=jsonl"], 0, None),
+    ("B19-padding-of-three-xz", put(XZ + bytes(3)), ["corpus=jsonl"], 3, "padding of the wrong length"),
+    ("B19-skipped-frame", put(SKIPPED + COMPRESSIONS["lz4"](ROW * 100)), ["corpus=jsonl"], 0, None),
+    ("B19-skipped-frames", put(SKIPPED * 2 + ZST), ["corpus=jsonl"], 0, None),
     ("B19-garbage-xz", put(XZ + b"more than that"), ["corpus=jsonl"], 3, "something else follows its xz data"),
     ("B19-wrong-name", put(ZST, "x.gz"), ["corpus=jsonl", "corpus.paths=[x.gz]"], 0, None),
     ("B19-not-packed", put(ROW, "x.gz"), ["corpus=jsonl", "corpus.paths=[x.gz]"], 0, None),
     ("B20", put(gzip.compress(b"a" * (65 << 20), 9)), ["corpus=text"], 3, "more than 200 times larger"),
     ("B20-limit", put(GZ), ["corpus=jsonl", "corpus.max_decompressed_bytes=100"], 3, "larger than corpus.max_decompressed_bytes=100"),
     ("B20-twice", put(gzip.compress(GZ)), ["corpus=jsonl"], 3, "is compressed twice (gzip within gzip)"),
-    ("B20-window", put(window_of_2_gib()), ["corpus=text"], 3, "'x' is damaged"),
+    ("B20-window", put(window_of_2_gib()), ["corpus=text"], 3, "'x' takes more memory to decompress than is allowed"),
     ("B21-off", put(tarred({"a.txt": b"text"})), ["corpus=text"], 3, "is an archive (tar): set corpus.archives=true"),
     ("B21-up", put(tarred({"../a.txt": b"text"})), ARCHIVES, 3, "whose path leads out of the archive"),
     ("B21-absolute", put(zipped({"/tmp/a.txt": b"text"})), ARCHIVES, 3, "whose path leads out of the archive"),
