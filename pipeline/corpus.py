@@ -132,7 +132,7 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool, reject: Ca
     with Opener(corpus) as opener:
         for part in shard.parts:
             nul = size = 0
-            before = {reason: counts[f"dropped_{reason}_documents"] for reason in BAD}
+            before = counts.copy()
             try:
                 file = opener.open(part)
                 stat = file.stat()
@@ -163,8 +163,12 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool, reject: Ca
             if nul > size / 1000:
                 _warn(f"{content.name!r} holds {nul} NUL bytes in {size}: is it a binary file?")
             for reason, said in BAD.items():
-                if skipped := counts[f"dropped_{reason}_documents"] - before[reason]:
-                    _warn(f"{content.name!r}: {counted(skipped, 'document')} from byte or row {part.start} on {said}: skipped.")
+                rows, lost = (
+                    counts[name] - before[name] for name in (f"dropped_{reason}_documents", f"dropped_{reason}_bytes")
+                )
+                if rows:
+                    what = f"{counted(rows, 'document')} of {counted(lost, 'byte')} from byte or row {part.start} on"
+                    _warn(f"{content.name!r}: {what} {said}: skipped.")
             if content.format not in TABLES:
                 counts["bytes"] += content.size
             if part.start == part.end:

@@ -10,6 +10,8 @@ names tell, in the order in which the `datasets` library looks (docs/source/repo
     my-test.txt                          a file named like a split
     anything else                        train
 
+A folder that `save_to_disk` of that library wrote is read by the same rules: its Arrow files, and not its notes about them.
+
 A revision is resolved to a commit, which the manifest records. Without a network, what the Hub's own cache on this disk
 holds of the revision is taken, and it is said that nobody can tell whether it is all.
 """
@@ -29,7 +31,7 @@ from pipeline.errors import ConfigError, InputError, TokenizerError
 
 log = logging.getLogger(__name__)
 
-NO_DATA = frozenset("config.json dataset_info.json dataset_infos.json dataset_dict.json".split())
+NO_DATA = re.compile(r"config\.json|dataset_infos?\.json|dataset_dict\.json|state\.json|cache-\w+\.arrow")  # `datasets` leaves
 KIN = {"jsonl": "json", "tsv": "csv"}  # which the `datasets` library reads together
 WORDS = {
     "train": ("train", "training"),
@@ -130,7 +132,7 @@ def _names(found: assets.Repository, corpus: Corpus) -> list[str]:
     names = sorted(
         name
         for name in found.files
-        if not any(part.startswith((".", "__")) for part in name.split("/")) and name.rpartition("/")[2] not in NO_DATA
+        if not any(part.startswith((".", "__")) for part in name.split("/")) and not NO_DATA.fullmatch(name.rpartition("/")[2])
     )
     configs = _configs(found)
     chosen = _choose(configs, corpus)

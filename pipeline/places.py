@@ -110,6 +110,11 @@ def find(corpus: Corpus) -> dict[str, Stat]:
                 files[url] = stat
             continue
         for path in _expand(text, corpus):
+            if path in files and download.is_https(text):
+                raise ConfigError(
+                    f"{download.shown(text)!r} in corpus.paths has the name and the checksum of another address there, "
+                    "so that both are one file; name it once."
+                )
             found = _regular(path)
             files[path] = stat_of(found)
             inode = found.st_dev << 64 | found.st_ino

@@ -307,7 +307,7 @@ def test_replace_and_skip_keep_every_other_row_and_count_the_bad_one(
     counts = Counter()
     assert texts(Corpus(paths=[path], document="line", on_bad_row="skip"), tmp_path, counts) == ["one", "three"]
     assert (counts["dropped_undecodable_documents"], counts["dropped_undecodable_bytes"]) == (1, 4)
-    assert "1 document from byte or row 0 on could not be decoded: skipped." in caplog.text
+    assert "1 document of 4 bytes from byte or row 0 on could not be decoded: skipped." in caplog.text
 
 
 def test_other_encodings_are_read_where_they_are_named(

@@ -130,6 +130,13 @@ def test_an_address_needs_its_checksum(served: str) -> None:
     assert not Server.asked
 
 
+def test_two_addresses_of_one_name_and_checksum_are_said_to_be_one_file(served: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"'{served}/to/../data.txt' in corpus.paths has the name and the checksum of another"
+    ):
+        places.find(corpus(f"{served}/data.txt#sha256={SHA}", f"{served}/to/../data.txt?key=1#sha256={SHA}"))
+
+
 @pytest.mark.row("B31")
 @pytest.mark.parametrize("name", ["busy.txt", "drops.txt", "drops-without-ranges.txt", "to/here"])
 def test_what_fails_once_is_tried_again_and_what_breaks_off_goes_on(served: str, name: str) -> None:

@@ -115,6 +115,24 @@ def test_scripts_hidden_files_and_other_formats_are_left_out_aloud(at: Path, cap
         files(name="code")
 
 
+def test_what_save_to_disk_wrote_is_read_without_its_notes(at: Path) -> None:
+    import datasets
+
+    made = {
+        name: datasets.Dataset.from_dict({"text": [f"The {name} was {n} late." for n in range(6)]})
+        for name in ("train", "test")
+    }
+    made["train"].save_to_disk("one", num_shards=2)
+    datasets.DatasetDict(made).save_to_disk("both")
+    datasets.load_from_disk("one").map(lambda row: {"text": row["text"] * 2})  # which leaves a cache-….arrow there
+    assert len(list((at / "one").glob("*.arrow"))) == 3
+    assert files(name="one") == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    assert files(name="both", split="test") == ["test/data-00000-of-00001.arrow"]
+    run.run(composed("corpus=hub", "corpus.name=one", "tokenizer=bytes", "window.context_length=4", "embedding=none"))
+    with pa.ipc.open_stream("outputs/one/documents.arrow") as reader:
+        assert len(reader.read_all()) == 6
+
+
 def test_a_json_file_is_an_array_or_lines_by_its_content(at: Path) -> None:
     import datasets
 
