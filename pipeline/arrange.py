@@ -164,8 +164,8 @@ def require_documents(counts: dict[str, int], names: Sequence[str], by: str) -> 
                 raise InputError(f"{said} what it would hold is empty, or dropped as copies (selection.duplicates=).")
             if counts["documents"] == 1:
                 raise InputError(
-                    f"{said} one document is cut into splits where it is a file of plain UTF-8 text by itself, neither "
-                    "compressed nor in an archive. Make it such a file and set corpus=text, or give the corpus more documents."
+                    f"split {name} has no document: the corpus is one, which is cut into splits only where it is a plain file "
+                    "of UTF-8 text, neither compressed nor in an archive. Make it one and set corpus=text, or add documents."
                 )
             raise InputError(
                 f"{said} give it a larger share or another split.seed=, or the corpus more or smaller documents (text: "
