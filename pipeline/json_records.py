@@ -219,6 +219,8 @@ def _parse_fast(
 
     if not len(starts) or not ((view[starts] == ord("{")) & (view[stops - 1] == ord("}"))).all():
         return None
+    if any(key in data for key in _with_dots(wanted.all)):
+        return None
     try:
         block = pa.py_buffer(data).slice(0, len(view))
         strings(block, np.array([0, len(view)])).validate(full=True)  # the parser passes what is not UTF-8
@@ -240,7 +242,7 @@ def _parse_fast(
         found = {name: take_column(rows[0], find_field(schema, name) or ()) for name in wanted.all}
         for column in found.values():
             column.validate(full=True)
-        if any(found[name].null_count for name in wanted.text) or not _told(found, wanted):
+        if any(found[name].null_count for name in wanted.text):
             return None
     except pa.ArrowException:
         return None
@@ -249,9 +251,16 @@ def _parse_fast(
     )
 
 
-def _told(found: dict[str, pa.Array], wanted: Columns) -> bool:
-    """Is the metadata all there? A null may be a column that has a dot in its very name, which the parser did not look for."""
-    return not any(found[name].null_count and "." in name for name in wanted.metadata)
+@lru_cache
+def _with_dots(names: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Keys that have a dot in their very name and lie on these paths, which pyarrow's parser does not look for, as JSON.
+
+    >>> _with_dots(("a.b.c", "d"))
+    (b'"a.b"', b'"a.b.c"', b'"b.c"')
+    """
+    paths = [name.split(".") for name in names]
+    found = {".".join(path[low:high]) for path in paths for low in range(len(path)) for high in range(low + 2, len(path) + 1)}
+    return tuple(json.dumps(name, ensure_ascii=False).encode() for name in sorted(found))
 
 
 @lru_cache

@@ -165,6 +165,18 @@ def test_text_comes_from_nested_columns_and_templates_and_others_are_carried_alo
         read(Corpus(format=form, paths=[str(path)], text_column="meta.n"), tmp_path)
 
 
+def test_a_key_that_has_a_dot_in_its_very_name_goes_before_a_nested_one_whatever_lies_beside_it(tmp_path: Path) -> None:
+    nested, both, neither = '{"text":"a","m":{"n":"deep"}}', '{"text":"b","m":{"n":"deep"},"m.n":"own"}', '{"text":"c"}'
+    asked = Corpus(format="jsonl", paths=[str(tmp_path / "in")], metadata=["m.n"])
+    for rows, found in (
+        ([nested, both, neither], ["deep", "own", None]),
+        ([both], ["own"]),
+        ([nested, neither], ["deep", None]),
+    ):
+        (tmp_path / "in").write_text("\n".join(rows))
+        assert [m for _, m in carried(asked, tmp_path)] == found
+
+
 def test_of_files_without_columns_the_metadata_is_null(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.txt").write_text("a line\n" * 3)
