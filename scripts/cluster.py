@@ -1,8 +1,9 @@
 """Real `ray start` processes on this machine, and the pipeline on them, as the README says it: `python -m scripts.cluster`.
 
 The same command runs with the threads of this machine and on a cluster of a head and some nodes, and every file of
-cache and output is compared. `--kill worker`, `node` or `head` ends one of them in the midst of the run; where the run ends
-with it, it is started again on a new cluster, and what had been published must still lie there as it was.
+cache and output is compared. `--kill worker`, `node` or `head` ends one of them that is at work, in the midst of the run, which
+must say that it has noticed; where the run ends with it, it is started again on a new cluster, and what had been published
+must still lie there as it was.
 """
 
 import argparse
@@ -60,12 +61,12 @@ class Cluster:
                 if any(one == wanted or (node is None and one.startswith(wanted)) for one in path.read_bytes().split(b"\0")):
                     yield int(path.parent.name)
 
-    def kill(self, what: str, at: Path) -> None:
-        """End one worker that works in the folder `at`, the last node, or the head."""
-        found = list(self.processes({"worker": None, "node": self.started - 1, "head": 0}[what]))
+    def kill(self, what: str, run: "subprocess.Popen[bytes]") -> None:
+        """End one worker that is at work for the run, the last node, or the head."""
         if what == "worker":
-            found = [pid for pid in found if Path(f"/proc/{pid}/cwd").resolve() == at][:1]
-        for pid in found:
+            until(lambda: any(end_at_work(pid) for pid in self.processes()), run)
+            return
+        for pid in list(self.processes({"node": self.started - 1, "head": 0}[what])):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -93,12 +94,28 @@ def say(command: list[str]) -> None:
     print(f"$ {shlex.join(command)}", flush=True)
 
 
+def end_at_work(pid: int) -> bool:
+    """Kill a process, if it is a worker of Ray that computes a shard; it is stopped first, so that it cannot finish."""
+
+    def works() -> bool:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::shard")
+
+    with contextlib.suppress(OSError):
+        if works():
+            os.kill(pid, signal.SIGSTOP)
+            at_work = works()
+            os.kill(pid, signal.SIGKILL if at_work else signal.SIGCONT)
+            return at_work
+    return False
+
+
 def begin(at: Path, environment: dict[str, str], *engine: str) -> "subprocess.Popen[bytes]":
-    """Start the pipeline in a folder."""
+    """Start the pipeline in a folder, where `said` is what it says on stderr."""
     command = ["python", "-m", "pipeline", *LINE, *engine]
     say(command)
     environment = {**environment, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *command[1:]], cwd=at, env=environment, stdout=subprocess.DEVNULL)
+    with open(at / "said", "w") as said:
+        return subprocess.Popen([sys.executable, *command[1:]], cwd=at, env=environment, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def made(at: Path) -> dict[str, str]:
@@ -122,7 +139,7 @@ def until(true: Callable[[], object], process: "subprocess.Popen[bytes]") -> Non
 
 
 def main() -> int:
-    """The exit code: 0 where all bytes are the same and nothing that was published was computed again."""
+    """The exit code: 0 where all bytes are the same, a death was noticed, and nothing that was published computed again."""
     parser = argparse.ArgumentParser(prog="python -m scripts.cluster", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--kill", choices=("worker", "node", "head"))
@@ -134,6 +151,7 @@ def main() -> int:
             (at / "texts").mkdir(parents=True)
             (at / "texts" / "sample.txt").write_text(f"{text}\n\n" * COPIES, "utf-8")
         if begin(here, dict(os.environ)).wait():
+            print((here / "said").read_text(), end="")
             return 1
         before: dict[Path, tuple[int, int]] = {}
         with Cluster(options.nodes) as cluster:
@@ -142,17 +160,22 @@ def main() -> int:
                 until(lambda: len(published(there)) >= 60, run)
                 before = published(there)
                 print(f"kill a {options.kill}: {len(before)} files are published", flush=True)
-                cluster.kill(options.kill, there)
+                cluster.kill(options.kill, run)
             code = run.wait()
+        said = (there / "said").read_text()
+        print(said, end="", flush=True)
+        noticed = not options.kill or {"head": code == 5}.get(options.kill, "a worker died computing" in said)
         if options.kill == "head":
             print(f"exit code {code}", flush=True)
             with Cluster(options.nodes) as cluster:
-                code = begin(there, cluster.environment, "engine=ray", f"engine.address={cluster.address}").wait() or code != 5
+                code = begin(there, cluster.environment, "engine=ray", f"engine.address={cluster.address}").wait()
         ours, theirs = made(here), made(there)
         differ = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
         again = [path for path, was in before.items() if (path.stat().st_ino, path.stat().st_mtime_ns) != was]
         print(f"{len(theirs)} files, {len(differ)} differ; {len(again)} of {len(before)} were computed again")
-        return bool(code or differ or again or not theirs)
+        if not noticed:
+            print(f"the death of a {options.kill} was not noticed")
+        return bool(code or differ or again or not theirs or not noticed)
 
 
 if __name__ == "__main__":

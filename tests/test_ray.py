@@ -337,6 +337,20 @@ def test_a_killed_worker_and_a_lost_node_change_no_byte(
     assert "a worker died computing shard" in caplog.text
 
 
+def test_the_script_kills_a_worker_that_is_at_work_and_no_other() -> None:
+    from scripts.cluster import end_at_work
+
+    busy, idle = (subprocess.Popen(["bash", "-c", f"exec -a {name} sleep 60"]) for name in ("ray::shard", "ray::IDLE"))
+    try:
+        until(lambda: all(b"ray::" in Path(f"/proc/{it.pid}/cmdline").read_bytes()[:5] for it in (busy, idle)))
+        assert [end_at_work(it.pid) for it in (idle, busy)] == [False, True]
+        assert busy.wait(10) == -signal.SIGKILL and idle.poll() is None and not end_at_work(busy.pid)
+    finally:
+        for process in (busy, idle):
+            process.kill()
+            process.wait()
+
+
 @needs_ray
 @pytest.mark.row("A2")
 def test_where_the_head_dies_the_run_says_so_and_the_next_one_goes_on(
