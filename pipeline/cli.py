@@ -194,9 +194,10 @@ def _job_name(overrides: list[str]) -> str | None:
     record = HydraConfig.get()
     if record.mode != RunMode.MULTIRUN:
         return None
-    given = OverridesParser.create().parse_overrides(overrides)
-    common = {f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in given if not o.is_sweep_override()}
-    return folder_name([o for o in record.overrides.task if o not in common])
+    given = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(overrides)}  # the last one holds
+    common = {f"{key}={o.get_value_element_as_str()}" for key, o in given.items() if not o.is_sweep_override()}
+    own = {o.partition("=")[0]: o for o in record.overrides.task}
+    return folder_name([o for o in own.values() if o not in common])
 
 
 def folder_name(overrides: list[str]) -> str:

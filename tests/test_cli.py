@@ -254,6 +254,15 @@ def test_however_a_sweep_is_asked_for_and_wherever_its_flag_stands_each_job_has_
     assert {p.name for p in (at / "outputs/sample").iterdir()} == {"window.stride=8", "window.stride=16", "sweep.html"}
 
 
+def test_of_what_is_given_twice_the_last_one_names_the_job(ends, at):
+    code, out, _ = ends(*TINY, "-m", "window.stride=8", "window.stride=8,16")
+    assert code == 0 and [line.split()[0] for line in out.splitlines() if "stride" in line] == [
+        "window.stride=8",
+        "window.stride=16",
+    ]
+    assert {p.name for p in (at / "outputs/sample").iterdir()} == {"window.stride=8", "window.stride=16", "sweep.html"}
+
+
 def test_a_sweep_over_places_ends_with_the_folder_that_holds_them_all(ends, at):
     code, out, _ = ends(*TINY, "-m", f"output.dir=a,{at}/b")
     assert code == 0 and out.splitlines()[-1] == str(at)
