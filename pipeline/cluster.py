@@ -137,6 +137,7 @@ class _Cluster:
         self.process = context.Process(target=_conduct, args=(theirs, how, paths, workers.PATIENCE), daemon=True)
         self.process.start()
         theirs.close()
+        self.begun = False  # has the cluster ever answered?
         self.slots = 0  # how many tasks the living nodes have room for
         self.heard = self.roomy = time.monotonic()  # when the last beat came, and the last one with any slot
 
@@ -167,15 +168,18 @@ class _Cluster:
                 if self.slots or what == "begin":
                     self.roomy = now
                 if what == "begin":
+                    self.begun = True
                     log.info("engine: %d nodes of %s have room for %d tasks at once", nodes, self.where, self.slots)
                     return -1, b""
             elif now - self.heard > SILENCE:
-                raise self._lost(f"its head has not answered for {SILENCE:.0f} s")
+                raise self._lost(f"its head has not answered for {SILENCE if self.begun else CONNECT:.0f} s")
             if now - self.roomy > SILENCE:
                 asked = f"engine.cpus={self.how.cpus}" + (f" and engine.memory={self.how.memory}" if self.how.memory else "")
                 raise ResourceError(f"no node of {self.where} has room for a task of {asked}: lower them, or add a node.")
 
     def _lost(self, why: str) -> ResourceError:
+        if not self.begun:
+            return ResourceError(f"{self.where} cannot be used: {why}, and never has. Is it running (`ray start`)?")
         return ResourceError(
             f"{self.where} is lost: {why}. What is finished is kept: start it again, and run the same command."
         )
@@ -282,7 +286,7 @@ def _init(how: Engine) -> Any:
     elif how.address != "auto":
         host, _, port = how.address.rpartition(":")
         try:
-            socket.create_connection((host, int(port)), 10).close()
+            socket.create_connection((host.strip("[]"), int(port)), 10).close()
         except OSError as error:
             raise ConnectionError(f"nothing answers there ({error.strerror or error}).") from error
     try:

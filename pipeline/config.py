@@ -580,12 +580,20 @@ def _check_engine(engine: Engine) -> None:
 
 
 def _check_stores(cache: Cache, output: Output) -> None:
+    from pipeline import stores
+
+    for dotted, place in (("cache.dir", cache.dir), ("cache.remote", cache.remote), ("output.dir", output.dir)):
+        if stores.MISTYPED.match(place or ""):
+            raise ConfigError(f"{dotted}={place!r} is neither a folder nor an address: write it as s3://bucket/name.")
     if "://" in cache.dir:
         raise ConfigError(f"cache.dir={cache.dir!r} must be a folder of this machine: set cache.remote= to an address.")
     if cache.remote is not None and not ADDRESS.match(cache.remote):
         raise ConfigError(f"cache.remote={cache.remote!r} is no address: write it as s3://bucket/cache.")
     if "://" in (output.dir or "") and not ADDRESS.match(output.dir or ""):
         raise ConfigError(f"output.dir={output.dir!r} is no address of a place in a bucket: write it as s3://bucket/name.")
+    for dotted, place in (("cache.remote", cache.remote), ("output.dir", output.dir)):
+        if "://" in (place or ""):
+            stores.check(str(place), dotted, stores.NO_PLACE)
     if cache.remote is not None and output.dir is not None:
         kept, place = (address.rstrip("/") + "/" for address in (cache.remote, output.dir))
         if kept.startswith(place) or place.startswith(kept):

@@ -63,7 +63,6 @@ log = logging.getLogger(__name__)
 
 DAY, HOUR = 86_400.0, 3_600.0  # seconds
 USED = ".used"
-REFUSED = stores.REFUSED - {"file", "local"}  # a folder that machines share, behind a faster disk of each
 SHARD = re.compile(r"\d{8}\.[a-z.]+")  # what may be dropped from a scratch
 KEPT_IN_MEMORY = 4  # manifests
 
@@ -146,7 +145,7 @@ class Store:
     def copy(self, name: str, to: "Store", as_name: str) -> None:
         """Copy an object within the store, without fetching it. Raises FileNotFoundError."""
         with _reaching(self.url) as (fs, root):
-            target = f"{stores.connect(to.url, refused=REFUSED)[1].rstrip('/')}/{as_name}"
+            target = f"{stores.connect(to.url, '', stores.NO_PLACE)[1].rstrip('/')}/{as_name}"
             if _on_disk(fs):
                 with _renaming(fs, target) as temporary:
                     fs.cp_file(f"{root}/{name}", temporary)
@@ -212,7 +211,7 @@ class Store:
 
 @lru_cache(maxsize=16)
 def _file_system(url: str, process: int) -> tuple[Any, str]:
-    fs, root = stores.connect(url, "cache.remote", REFUSED)
+    fs, root = stores.connect(url, "", stores.NO_PLACE)
     return fs, root.rstrip("/")
 
 

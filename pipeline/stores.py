@@ -33,6 +33,8 @@ REFUSED = frozenset(
     "file local http https ftp data git simplecache filecache blockcache cached zip tar libarchive dir reference generic "
     "async_wrapper asynclocal jlab jupyter dask lakefs".split()
 )
+NO_PLACE = REFUSED - {"file", "local"}  # to write to, where a folder that machines share may be behind a faster disk of each
+MISTYPED = re.compile(r"(s3a?|gc?s|az|abfss?|https?|file):(?!//)", re.I)  # the beginning of what was meant as an address
 
 
 def is_url(path: str) -> bool:
@@ -153,19 +155,12 @@ class StoredFile(io.RawIOBase):
 def connect(url: str, what: str = "corpus.paths", refused: frozenset[str] = REFUSED) -> tuple[Any, str]:
     """The file system of an address and the path in it. Listings are not kept, so that changes show.
 
-    `what` is the setting that errors name. Raises ConfigError where the address cannot work, ResourceError where a
-    library is missing.
+    Raises as `check`, and ResourceError where a library is missing.
     """
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations
 
-    match = URL.match(url)
-    protocol = match[1].lower() if match else ""
-    if protocol in refused or "::" in url:
-        known = "only https:// and stores such as s3:// and gs:// are read" if what == "corpus.paths" else "no such store"
-        raise ConfigError(f"{url!r} in {what}: {known}; a file on this disk is named by its path.")
-    if protocol not in known_implementations:
-        raise ConfigError(f"{url!r} in {what}: {protocol}:// is unknown; try a path, https://, s3:// or gs://.")
+    protocol = check(url, what, refused)
     try:
         fs, path = url_to_fs(protocol + url[len(protocol) :], use_listings_cache=False)
     except ImportError as error:
@@ -173,6 +168,20 @@ def connect(url: str, what: str = "corpus.paths", refused: frozenset[str] = REFU
         install = f"pip install 'pretraining-pipeline[{extra}]'" if extra else known_implementations[protocol].get("err", error)
         raise ResourceError(f"{url!r} needs a library that is not installed: {install}.") from error
     return fs, path
+
+
+def check(url: str, what: str, refused: frozenset[str]) -> str:
+    """The protocol of an address. Raises ConfigError where it cannot work; `what` is the setting that it names, if any."""
+    from fsspec.registry import known_implementations
+
+    match = URL.match(url)
+    protocol, where = match[1].lower() if match else "", f"{url!r} in {what}" if what else repr(url)
+    if protocol in refused or "::" in url:
+        known = "only https:// and stores such as s3:// and gs:// are read" if what == "corpus.paths" else "no such store"
+        raise ConfigError(f"{where}: {known}; a file on this disk is named by its path.")
+    if protocol not in known_implementations:
+        raise ConfigError(f"{where}: {protocol}:// is unknown; try a path, https://, s3:// or gs://.")
+    return protocol
 
 
 def _stat(info: dict[str, Any]) -> Stat:

@@ -62,7 +62,7 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
         return added
 
     shown = add("show", _show, "a row of a dataset, a document, a token, or the rows of a stage, as a person reads them")
-    shown.add_argument("dataset", type=Path)
+    shown.add_argument("dataset", type=_folder)
     what = shown.add_mutually_exclusive_group()
     what.add_argument("--row", type=int, help="a row; negative: from the end; by default the first")
     what.add_argument("--document", type=int, help="a document: where it came from, its text, its tokens, its rows")
@@ -70,9 +70,9 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
     what.add_argument("--stage", help="what a stage keeps in the cache, as in load, selection or window: counts, first rows")
     _add_cache(shown)
     made = add("report", _report, "write report.html, the page of a dataset, and sweep.html where jobs of a sweep lie in it")
-    made.add_argument("dataset", type=Path)
+    made.add_argument("dataset", type=_folder)
     traced = add("trace", _trace, "from a row or a training step to file and bytes, or from a phrase or a file to the rows")
-    traced.add_argument("dataset", type=Path)
+    traced.add_argument("dataset", type=_folder)
     what = traced.add_mutually_exclusive_group(required=True)
     what.add_argument("--row", type=int, help="a row of the dataset")
     what.add_argument("--step", type=int, help="a step of training, from 0 within its epoch; needs --batch-size")
@@ -94,19 +94,19 @@ def _parser(group: str | None) -> argparse.ArgumentParser:
     why.add_argument("which", nargs="*", help="one or two folders of datasets, or keys or their beginnings; none: all stages")
     _add_cache(why)
     differing = add("diff", _diff, "the rows of two datasets: which were added, removed, changed, and where the stages part")
-    differing.add_argument("old", type=Path)
-    differing.add_argument("new", type=Path)
+    differing.add_argument("old", type=_folder)
+    differing.add_argument("new", type=_folder)
     differing.add_argument("--json", action="store_true", help="one JSON object; of datasets with splits one of each split's")
     checked = add("doctor", _doctor, "is this machine fit for the pipeline? Ends with 5 where something must be mended")
     checked.add_argument("--outputs", type=Path, default=Path("outputs"), help="where datasets go, by default outputs")
     checked.add_argument("--json", action="store_true", help="one JSON object a line")
     _add_cache(checked)
     exported = add("export", _export, "a dataset in the format of somebody else's training job")
-    exported.add_argument("dataset", type=Path)
+    exported.add_argument("dataset", type=_folder)
     exported.add_argument("--to", required=True, choices=FORMATS, help="the format")
     exported.add_argument("--out", type=Path, help="the folder to write; by default that of the dataset with -FORMAT behind it")
     pushed = add("push", _push, "a dataset to the Hugging Face Hub, with its card; the token is that in HF_TOKEN")
-    pushed.add_argument("dataset", type=Path)
+    pushed.add_argument("dataset", type=_folder)
     pushed.add_argument("repo", help="user/name or organisation/name")
     pushed.add_argument("--public", action="store_true", help="where the repository is new, let everyone see it")
     caches = add("cache", None, "what finished stages there are")
@@ -134,6 +134,16 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
 def _place(text: str) -> Path | str:
     """A folder, or the address of a place in a store."""
     return text.rstrip("/") if is_address(text) else Path(text)
+
+
+def _folder(text: str) -> Path:
+    """The folder of a dataset. Raises ConfigError on the address of one in a store."""
+    if is_address(text):
+        raise ConfigError(
+            f'{text!r} lies in a store, and this reads a folder: copy there what its manifest.json names as "at", as '
+            f"`aws s3 cp --recursive {text.rstrip('/')}/AT FOLDER` does."
+        )
+    return Path(text)
 
 
 def _bytes(text: str) -> int:

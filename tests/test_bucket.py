@@ -77,6 +77,8 @@ def test_what_is_not_ours_is_refused_and_untouched(place: Place) -> None:
     ("overrides", "message"),
     [
         (["output.dir=s3://bucket"], "is no address of a place in a bucket"),
+        (["output.dir=s3:bucket/a"], r"output\.dir='s3:bucket/a' is neither a folder nor an address: write it as s3://"),
+        (["output.dir=https://example.org/a"], r"'https://example\.org/a' in output\.dir: no such store"),
         (["output.dir=s3://bucket/a/b", "cache.remote=s3://bucket/a"], "may not lie one inside the other"),
     ],
 )
@@ -104,6 +106,19 @@ def bucket(server: s3.Server, at: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     with s3.bucket(server) as client:
         yield client
     forget()
+
+
+@pytest.mark.parametrize(
+    "verb", ["show X", "report X", "trace X --row 0", "diff outputs/x X", "export X --to mds", "push X me/it"]
+)
+def test_what_needs_a_folder_says_so_of_an_address(at: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    from pipeline import tools
+
+    with pytest.raises(SystemExit) as code:
+        tools.main(None, verb.replace("X", "s3://bucket/x").split())
+    said = capsys.readouterr().err
+    assert code.value.code == 2 and len(said.splitlines()) == 1
+    assert said.startswith("error: 's3://bucket/x' lies in a store, and this reads a folder: copy there what")
 
 
 @pytest.mark.slow

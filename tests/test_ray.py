@@ -424,6 +424,16 @@ def test_a_cluster_that_is_not_there_and_a_task_for_which_there_is_no_room_are_e
     with pytest.raises(ResourceError, match=r"engine.address=127.0.0.1:9\) cannot be used: nothing answers there") as caught:
         list(engine.run(Engine("ray", address="127.0.0.1:9"), square, [1]))
     assert caught.value.exit_code == 5
+    with pytest.raises(
+        ResourceError, match=r"engine.address=\[::1\]:9\) cannot be used: nothing answers there \(Connection refused"
+    ):
+        list(engine.run(Engine("ray", address="[::1]:9"), square, [1]))
+    monkeypatch.setattr(cluster, "CONNECT", 8.0)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(ResourceError, match=r"cannot be used: its head has not answered for 8 s, and never has\."):
+            list(engine.run(Engine("ray", address=address), square, [1]))
+    monkeypatch.setattr(cluster, "CONNECT", 90.0)
     with pytest.raises(ResourceError, match=r"has room for a task of engine.cpus=1.0 and engine.memory=70368744177664"):
         list(engine.run(nodes.engine(memory=1 << 46), square, [1]))
 

@@ -185,7 +185,7 @@ def test_a_store_that_refuses_is_an_error_of_the_environment_and_nothing_is_lost
         (["cache.remote=bucket/cache"], "is no address"),
         (["cache.dir=s3://bucket/cache"], "cache.remote= to an address"),
         (["cache.scratch_bytes=1"], "needs cache.remote="),
-        (["cache.remote=s5://bucket/cache"], "s5:// is unknown"),
+        (["cache.remote=s5://bucket/cache"], "in cache.remote: s5:// is unknown"),
         (["cache.remote=https://example.org/cache"], "in cache.remote: no such store"),
     ],
 )
