@@ -59,6 +59,7 @@ def windows(ids: list[int], length: int, stride: int) -> list[list[list[int]]]:
     return [[ids[at : at + length], ids[at + 1 : at + length + 1]] for at in starts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["none", "documents", "windows"])
 @pytest.mark.parametrize("seed", [0, 3])
 def test_each_split_is_cut_from_its_own_documents_in_its_order(texts: Path, shuffle: str, seed: int) -> None:

@@ -362,6 +362,7 @@ def cut_at(tokenizer_json: bytes, text: str) -> int:
     return cut(memoryview(text.encode()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CUTTABLE)
 def test_the_ids_of_both_sides_of_a_cut_are_those_of_the_whole(built, name):
     if name == "bpe with tokens that strip":

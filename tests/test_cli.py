@@ -150,6 +150,7 @@ OUT = [[*PIPELINE, *TINY], [*PIPELINE, "--help"], [*PIPELINE, "--version"], [*PI
 OUT += [[sys.executable, "-m", "pipeline.tools", *verb] for verb in (["cache", "verify"], ["cache", "ls"], ["--help"])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", OUT, ids=lambda command: " ".join(command[2:5]))
 def test_all_that_is_said_on_stdout_ends_alike_where_it_is_full_or_its_reader_has_gone(at, command):
     (at / "data/cache").mkdir(parents=True)
@@ -247,6 +248,7 @@ def test_a_flag_that_is_wrong_ends_with_2(ends, arguments):
     assert code == 2 and "error: " in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
 def test_however_a_sweep_is_asked_for_and_wherever_its_flag_stands_each_job_has_its_folder(ends, at, flag):
     code, out, _ = ends(*TINY, flag, "window.stride=8,16")

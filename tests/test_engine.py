@@ -197,6 +197,7 @@ def test_what_is_tried_once_more_is_computed_alone(tmp_path: Path) -> None:
     assert results[1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("how", "says"),
@@ -343,6 +344,7 @@ def test_a_signal_ends_everything_with_one_line(program: Any, tmp_path: Path, ki
     assert list((tmp_path / "cache").glob("ids/*/*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "workers", "function"), [("serial", 1, "stuck"), ("threads", 2, "stuck"), ("serial", 1, "lingers")]
 )

@@ -147,6 +147,7 @@ FILES = [
 PARTS = "+corpus.parts={a:{paths:[in.txt],document:line,weight:3},b:{paths:[held.txt],document:line,max_repetitions:4}}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -217,6 +218,7 @@ def test_a_split_that_stays_empty_is_said_and_what_the_run_refuses_the_plan_refu
         estimate.estimate(composed(*common, *parts))
 
 
+@pytest.mark.slow
 def test_the_verdict_in_windows_of_1024_is_too_short_for_a_validation_split(at, assets):
     said = estimate.estimate(composed("corpus=verdict", "tokenizer=gpt2", "window.context_length=1024"))
     assert said.notes == [
@@ -240,6 +242,7 @@ def refused(config: Config) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize(
     "options",

@@ -56,6 +56,7 @@ def resealed(folder: Path, change: str) -> Path:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.row("A18")
 def test_a_sealed_manifest_of_another_shape_is_refused_by_every_reader_before_anything_else_is_opened(folder, change, capsys):

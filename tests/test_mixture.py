@@ -97,6 +97,7 @@ GRID = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "limits", "budget"), GRID)
 @pytest.mark.parametrize(("shuffle", "splits"), [("none", False), ("documents", True)])
 def test_a_mixture_holds_what_lists_would(

@@ -414,6 +414,7 @@ def test_random_runs_give_what_the_naive_line_gives(tmp_path: Path) -> None:
     grid(tmp_path, range(10))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blocks")
 def test_random_runs_of_pretrained_tokenizers_give_what_the_naive_line_gives(assets: Path, tmp_path: Path) -> None:
     grid(tmp_path, range(2), ("gpt2", "bert"))

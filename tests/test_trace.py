@@ -197,6 +197,7 @@ def test_the_thread_holds_in_every_mode(at, options):
             assert any(kept[i : i + len(piece.ids)] == piece.ids for i in range(len(kept)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["none", "documents", "windows"])
 @pytest.mark.parametrize("splits", [[], ["split.validation=0.3"]])
 def test_the_thread_holds_in_every_split_and_whatever_is_shuffled(at, shuffle, splits):
