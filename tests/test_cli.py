@@ -90,8 +90,9 @@ def test_a_signal_ends_a_run_calmly_and_the_same_command_continues(at, number, s
 
 
 HOOK = """
-import os, runpy, sys
+import os, runpy, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background begins with it ignored
 class Hook:
     def find_spec(self, name, *rest):
         if name == "pipeline.cli":
