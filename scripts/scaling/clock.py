@@ -221,7 +221,8 @@ def install(clock: Clock) -> None:
 
     def weighed(settings: Any, function: Callable[[Any], Any], items: Any) -> Iterator[Any]:
         if clock.phase:
-            clock.payloads[clock.phase] = len(pickle.dumps(function.args))
+            (work,) = function.args  # what computes a shard, within what catches damage
+            clock.payloads[clock.phase] = len(pickle.dumps(work.args))
         return engine_run(settings, function, items)
 
     phase.compute, console.progress, engine.run = timed, in_phase, weighed  # type: ignore[assignment]
