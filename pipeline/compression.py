@@ -32,7 +32,7 @@ MAGIC = {
 BLOCK_MAGIC = (b"1AY&SY", b"\x17rE8P\x90")  # of bzip2 behind its level: a block, or the end
 SKIPPABLE = b"\x2a\x4d\x18"  # behind one of 16 bytes: a frame of zstd or lz4 that holds no data
 READ = 1 << 16  # bytes of the file at a time
-RATIO, SMALL = 200, 64 << 20
+RATIO, SMALL = 200, 32 << 20  # times; bytes up to which nothing is called a bomb
 XZ_MEMORY = 256 << 20
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.arrow import flattened, list_values, read_batches, to_numpy
-from pipeline.cache import flatten, shortened
 from pipeline.files import Json, read_record
 from pipeline.manifests import data_files
 from pipeline.output import STAGES
 from pipeline.trace import Finished
+from pipeline.why import flatten, shortened
 
 BUCKETS = 64
 AT_ONCE = 1 << 20  # rows looked at together

@@ -137,13 +137,18 @@ def is_note(value: Any) -> bool:
     return isinstance(counts, dict) and all(type(count) is int for count in (value["bytes"], *counts.values()))
 
 
-def differs(path: Path, note: Json) -> str | None:
-    """How a file differs from the bytes and sha256 that a manifest notes, in words; None where it does not.
+def compare(path: Path, note: Json, links: bool = True) -> tuple[str | None, Stat | None]:
+    """How a file differs from the bytes and sha256 that are noted of it, in words, None where it does not; and its state
+    as it was read, None where it was not.
 
-    Links are followed, pipes and devices never read. Raises ResourceError where the file cannot be read.
+    Symbolic links are followed only with `links`, pipes and devices never read. Raises ResourceError where the file cannot
+    be read, IntegrityError where it is a link and should not be.
     """
+    state = None
     try:
-        size, sha = hash_file(open_regular(path, links=True))
+        handle = open_regular(path, links)
+        state = stat_of(os.fstat(handle))
+        size, sha = hash_file(handle)
     except FileNotFoundError:
         found = "nothing"
     except ValueError as error:
@@ -152,14 +157,14 @@ def differs(path: Path, note: Json) -> str | None:
         raise from_os_error(error, path) from error
     else:
         if (size, sha) == (note["bytes"], note["sha256"]):
-            return None
+            return None, state
         found = f"{size} bytes, sha256 {sha}"
-    return f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {found}"
+    return f"expected {note['bytes']} bytes, sha256 {note['sha256']}, found {found}", state
 
 
 def require_whole(path: Path, note: Json) -> None:
-    """Raise IntegrityError where a file of a dataset `differs` from what its manifest notes."""
-    if problem := differs(path, note):
+    """Raise IntegrityError where a file of a dataset differs from what its manifest notes."""
+    if problem := compare(path, note)[0]:
         raise IntegrityError(f"{str(path)!r} is damaged: {problem}. Run the pipeline again: it writes it anew.")
 
 

@@ -25,10 +25,11 @@ from pipeline import config as configs
 from pipeline import console, engine
 from pipeline.array import Array, task_of
 from pipeline.arrow import read_batches
-from pipeline.cache import Cache, Entry, why
+from pipeline.cache import Cache, Entry
 from pipeline.files import Json
 from pipeline.plan import Together
 from pipeline.remote import Damaged
+from pipeline.why import why
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import cache, cli, console, engine, manifests
+from pipeline import cache, cli, console, engine, manifests, why
 from pipeline.bucket import is_address
 from pipeline.errors import ConfigError, IntegrityError, PipelineError, ResourceError
 from pipeline.exports import FORMATS
-from pipeline.files import differs
+from pipeline.files import compare
 from pipeline.split import ordered
 
 STATES = {"ok": "green", "look": "yellow", "bad": "bold red"}  # of a finding of `doctor`
@@ -255,10 +255,10 @@ def _why(options: argparse.Namespace) -> None:
         raise ConfigError("why: two folders or keys at most.")
     folders = [Path(name) for name in options.which if manifests.read(Path(name) / "manifest.json") is not None]
     if len(folders) == 2:
-        from pipeline.diff import why
+        from pipeline import diff
 
         split, *pair = _pairs(*folders)[0]  # their making is that of all splits
-        _say(f"split {split} of both" if split else "", "\n".join(why(*pair)) or "no difference")
+        _say(f"split {split} of both" if split else "", "\n".join(diff.why(*pair)) or "no difference")
         return
     opened = _open(options)
     entries = [entry for entry in map(_with_identity, opened.entries()) if entry is not None]
@@ -267,14 +267,14 @@ def _why(options: argparse.Namespace) -> None:
     if len(chosen) == 2:
         keyed = next(found[0] for name, found in zip(options.which, chosen, strict=True) if Path(name) not in folders)
         old, new = (_only(found, name, keyed.stage) for name, found in zip(options.which, chosen, strict=True))
-        said = ["the same entry"] if old.key == new.key else cache.explain(old.identity, new, known)
+        said = ["the same entry"] if old.key == new.key else why.explain(old.identity, new, known)
         _say(f"{keyed.stage} {old.key} and {new.key}", "\n".join(said) or "no difference")
         return
     newest = {entry.stage: entry for entry in sorted(entries, key=cache.Entry.last_use)}
     for entry in chosen[0] if chosen else newest.values():
         _say(
             f"{entry.stage} {entry.key}:",
-            console.printable("; ".join(cache.why(entry, known))) or "the only one of its stage",
+            console.printable("; ".join(why.why(entry, known))) or "the only one of its stage",
             " ",
         )
 
@@ -414,7 +414,7 @@ def _check_dataset(folder: Path) -> Iterator[cache.Checked]:
         )
     for name, note in manifest["files"].items():
         try:
-            yield folder / name, differs(folder / name, note)
+            yield folder / name, compare(folder / name, note)[0]
         except PipelineError as error:
             yield folder / name, error
 

@@ -6,12 +6,13 @@ Taken are `conversion` and `resource` records whose Content-Type is text, and `r
 and plain text; HTML is no text until somebody has made it to, so it is passed over. What is passed over is counted, HTML
 (`html_records`) apart from requests, images and the like (`other_records`). `start`
 and `end` of a document are those of its record's payload as it lies there; `corpus.metadata` names headers of the record,
-as `WARC-Target-URI`. A payload in another charset than UTF-8 that its Content-Type names becomes UTF-8.
+as `WARC-Target-URI`, which are UTF-8 (or encoded words, RFC 2047). A payload in another charset than UTF-8 that its
+Content-Type names becomes UTF-8.
 """
 
 import codecs
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.message import Message
 from email.parser import BytesHeaderParser
 from email.policy import HTTP
@@ -110,6 +111,14 @@ def _header(headers: Message, name: str) -> str | None:
     return None if value is None else str(value)
 
 
+def _require_utf8(headers: Message, names: Sequence[str]) -> None:
+    """Raise UnicodeDecodeError where a header of one of these names is not UTF-8: its value would come with U+FFFD."""
+    wanted = {name.lower() for name in names}
+    for name, value in headers.raw_items():
+        if name.lower() in wanted:
+            value.encode("ascii", "surrogateescape").decode()
+
+
 def _as_bytes(value: str | None) -> bytes | None:
     return None if value is None else value.encode(errors="replace")
 
@@ -159,12 +168,14 @@ def _text(
             return None
         body, charset = answer
     counts["recoded_bytes"] += len(body) - len(payload)
+    text = None
     try:
         codec = codecs.lookup(charset or "utf-8").name
         text = body.decode(codec).encode()
+        _require_utf8(headers, columns(corpus).metadata)
     except (LookupError, ValueError, UnicodeError) as error:
         if corpus.errors == "replace":
-            text = body.decode(errors="replace").encode()
+            text = body.decode(errors="replace").encode() if text is None else text
             counts["replaced_documents"] += 1
         else:
             counts["recoded_bytes"] -= len(body) - len(payload)

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ from pipeline.cache import Cache
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERYTHING = bool(os.environ.get("EVERYTHING"))  # `EVERYTHING=1 make test-all` tries all of what else is a sample
+
+
+@pytest.fixture(autouse=True)
+def stays() -> Iterator[None]:
+    """A test leaves the process in the folder where it began: its own may be gone by then."""
+    before = os.getcwd()
+    yield
+    assert os.getcwd() == before
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline import cache as caches
-from pipeline import temporary
-from pipeline.cache import Cache, Entry, why
+from pipeline import files, temporary
+from pipeline.cache import Cache, Entry
 from pipeline.errors import IntegrityError, Interrupted, PipelineError, ResourceError, from_os_error
 from pipeline.files import digest, hash_file, require_space, seal, stat_of, unseal, unsealed
 
@@ -553,7 +553,7 @@ def test_a_file_that_another_run_mends_meanwhile_is_not_set_aside(
     path = entry.path("00001.arrow")
     DAMAGE[kind](path)
     caches._verified.clear()
-    real = caches.hash_file
+    real = hash_file
 
     def mended_after(handle: int) -> tuple[int, str]:
         found = real(handle)
@@ -561,7 +561,7 @@ def test_a_file_that_another_run_mends_meanwhile_is_not_set_aside(
             path.write_bytes(SHARDS["00001.arrow"])  # in place: the inode stays
         return found
 
-    monkeypatch.setattr(caches, "hash_file", mended_after)
+    monkeypatch.setattr(files, "hash_file", mended_after)
     assert entry.verified() is None
     assert path.read_bytes() == SHARDS["00001.arrow"]
     assert [p.name.split("-")[2] for p in (cache.root / "quarantine").iterdir()] == ["manifest.json"]
@@ -784,7 +784,7 @@ def test_an_unreadable_file_is_an_error_not_damage(cache: Cache, monkeypatch: py
     def broken(file: object) -> tuple[int, str]:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(caches, "hash_file", broken)
+    monkeypatch.setattr(files, "hash_file", broken)
     with pytest.raises(ResourceError, match=r"Input/output error at .*00000\.arrow"):
         entry.verified()
     assert not (cache.root / "quarantine").exists()
@@ -792,8 +792,8 @@ def test_an_unreadable_file_is_an_error_not_damage(cache: Cache, monkeypatch: py
 
 def test_a_file_is_hashed_once_and_again_when_it_was_touched(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
-    real = caches.hash_file
-    monkeypatch.setattr(caches, "hash_file", lambda file: hashed.append(file) or real(file))
+    real = hash_file
+    monkeypatch.setattr(files, "hash_file", lambda file: hashed.append(file) or real(file))
     entry = cache.entry("ids", IDENTITY)
     make(entry)
     assert entry.verified() and hashed == []  # as written by this process
@@ -1258,10 +1258,6 @@ def test_what_was_published_under_one_key_or_name_is_not_believed_under_a_smalle
         assert target._receipt("00000.arrow") is None
 
 
-def test_a_long_value_is_shortened_at_forty_characters() -> None:
-    assert [caches.shortened("x" * n) for n in (38, 39)] == [f'"{"x" * 38}"', f'"{"x" * 36}…']
-
-
 def test_verify_names_a_receipt_that_cannot_be_read_and_goes_on(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     entry, real = cache.entry("ids", IDENTITY), caches.unseal
     for name, data in SHARDS.items():
@@ -1279,7 +1275,7 @@ def test_verify_names_a_receipt_that_cannot_be_read_and_goes_on(cache: Cache, mo
 
 
 def test_verify_names_a_file_that_cannot_be_read_and_goes_on(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry, real = cache.entry("ids", IDENTITY), caches.hash_file
+    entry, real = cache.entry("ids", IDENTITY), hash_file
     make(entry)
 
     def ill(handle: int) -> tuple[int, str]:
@@ -1288,19 +1284,10 @@ def test_verify_names_a_file_that_cannot_be_read_and_goes_on(cache: Cache, monke
             raise OSError(errno.EIO, "Input/output error")
         return size, sha
 
-    monkeypatch.setattr(caches, "hash_file", ill)
+    monkeypatch.setattr(files, "hash_file", ill)
     problems = {path.name: problem for path, problem in cache.verify()}
     assert "Input/output error" in str(problems.pop("00000.arrow"))
     assert problems == {"manifest.json": None, "00001.arrow": None}
-
-
-def test_why_looks_at_the_sixteen_entries_used_last(cache: Cache) -> None:
-    for number in range(17):
-        stored(cache, number, age=number)  # 0 is the newest
-    assert why(cache.entry("ids", {"number": 99})) == ["number 0 → 99"]
-    os.utime(cache.entry("ids", {"number": 16}).folder / "manifest.json")
-    lines = {tuple(why(cache.entry("ids", {"number": 99, "also": 1})))}
-    assert lines == {("also null → 1", "number 16 → 99")}
 
 
 def test_verify_takes_nothing_from_memory(cache: Cache) -> None:
@@ -1332,38 +1319,6 @@ def test_verify_names_every_damaged_file_and_changes_nothing(cache: Cache) -> No
     assert "found nothing" in problems[flipped.path("00000.arrow")]
     assert sum(1 for path, problem in cache.verify() if problem is None) == 3 + 1
     assert sorted(p for p in cache.root.rglob("*")) == before
-
-
-# -- why --------------------------------------------------------------------------------------------------
-
-
-def test_why_names_the_fields_that_changed_with_old_and_new(cache: Cache) -> None:
-    assert why(cache.entry("window", {"stride": 64})) == []
-    cache.entry("window", {"stride": 64, "length": {"context": 8}, "tail": "drop"}).finish([], [])
-    cache.entry("window", {"stride": 1, "length": {"context": 9}, "tail": "pad"}).finish([], [])
-    wanted = cache.entry("window", {"stride": 128, "length": {"context": 8}, "tail": "drop"})
-    assert why(wanted) == ["stride 64 → 128"]
-    assert why(cache.entry("window", {"stride": 64, "length": {"context": "é" * 99}})) == [
-        'length.context 8 → "' + "é" * 36 + "…", 'tail "drop" → null',
-    ]  # fmt: skip
-
-
-def test_why_follows_a_changed_key_upstream_to_the_field_that_changed_it(cache: Cache) -> None:
-    def line(size: int) -> list[Entry]:
-        tokenizer = cache.entry("tokenizer", {"vocab_size": size})
-        ids = cache.entry("ids", {"dtype": "auto", "upstream": {"tokenizer": tokenizer.key}})
-        window = cache.entry("window", {"stride": 1, "upstream": {"ids": ids.key, "tokenizer": tokenizer.key}})
-        return [tokenizer, ids, window, cache.entry("embed", {"upstream": {"window": window.key}})]
-
-    for entry in line(512):
-        entry.finish([], [])
-    new = line(1024)
-    known = {entry.key: entry for entry in new}
-    assert why(new[3], known) == why(new[2], known) == ["tokenizer: vocab_size 512 → 1024"]
-    old, old_key, new_key = line(512)[0], line(512)[0].key, new[0].key
-    assert why(new[1]) == [f"upstream.tokenizer {old_key[:8]}… → {new_key[:8]}…"]
-    (old.folder / "manifest.json").unlink()  # what it was made with is no longer known
-    assert why(new[1], known) == [f"upstream.tokenizer {old_key[:8]}… → {new_key[:8]}…"]
 
 
 # -- the disk and its errors ------------------------------------------------------------------------------

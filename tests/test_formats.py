@@ -136,6 +136,25 @@ def test_of_a_crawl_plain_text_is_taken_and_html_is_counted_and_said_to_be_html(
         corpus.require_documents(counts, planned)
 
 
+def test_of_the_headers_of_a_record_only_utf_8_is_carried_along(tmp_path: Path) -> None:
+    url = {"good": "https://b.example/naïve".encode(), "bad": b"https://b.example/na\xefve"}
+    path = tmp_path / "in.warc"
+
+    def written(*kinds: str) -> None:
+        pages = [record("conversion", "text/plain", b"fog") for _ in kinds]
+        heads = [b"WARC/1.0\r\nWARC-Target-URI: " + url[kind] + b"\r\n" for kind in kinds]
+        path.write_bytes(b"".join(head + page.partition(b"\r\n")[2] for head, page in zip(heads, pages, strict=True)))
+
+    written("good", "bad")
+    asked = Corpus(format="warc", paths=[str(path)], metadata=["WARC-Target-URI"])
+    with pytest.raises(InputError, match=r"record at byte .*can't decode byte 0xef"):
+        carried(asked, tmp_path)
+    assert read(Corpus(format="warc", paths=[str(path)]), tmp_path) == ["fog", "fog"]  # the header is not asked for
+    kept = [("fog", "https://b.example/naïve"), ("fog", "https://b.example/na\ufffdve")]
+    assert carried(replace(asked, errors="replace"), tmp_path) == kept
+    assert carried(replace(asked, on_bad_row="skip"), tmp_path) == kept[:1]
+
+
 # -- columns ----------------------------------------------------------------------------------------------
 
 
