@@ -16,7 +16,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from pipeline import cache, cli, console, engine
+from pipeline import cache, cli, console, engine, files
 from pipeline import config as configs
 from pipeline.errors import PipelineError
 
@@ -169,7 +169,7 @@ def promised(at: Path) -> dict[str, tuple[int, int]]:
             notes = dict(manifest["files"]) if manifest else {}
             for path in entry.folder.glob("[0-9]*.arrow"):
                 note = notes.get(path.name) or entry._receipt(path.name)
-                if note and cache.hash_file(path) == (note["bytes"], note["sha256"]):
+                if note and files.hash_file(path) == (note["bytes"], note["sha256"]):
                     seen = path.stat()
                     kept[str(path.relative_to(root))] = (seen.st_ino, seen.st_mtime_ns)
     return kept
@@ -187,13 +187,13 @@ def faults_of_dataset(at: Path) -> list[str]:
         return []
     wrong = [] if (folder / "manifest.json").is_file() else ["the dataset has no manifest"]
     for path in folder.rglob("manifest.json"):
-        manifest = cache.unseal(path)
+        manifest = files.unseal(path)
         if manifest is None:
             wrong.append(f"{path.relative_to(folder)} is not as it was written")
             continue
         for name, note in manifest["files"].items():
             try:
-                same = cache.hash_file(path.parent / name) == (note["bytes"], note["sha256"])
+                same = files.hash_file(path.parent / name) == (note["bytes"], note["sha256"])
             except OSError as error:
                 same = False
                 name = f"{name} ({error.strerror})"
