@@ -56,7 +56,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import engine
-from pipeline.config import Engine, as_given
+from pipeline.config import Engine
 from pipeline.errors import IntegrityError, PipelineError, ResourceError, from_os_error
 from pipeline.files import (
     SCHEMA,
@@ -72,6 +72,7 @@ from pipeline.files import (
     storing,
     unseal,
 )
+from pipeline.guard import as_given
 from pipeline.remote import Kept, Shelf, Store
 from pipeline.temporary import alive, run_name, sweep
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, console, engine
+from pipeline import __version__, console, engine, guard
 from pipeline import config as configs
 from pipeline.errors import ConfigError, Interrupted, PipelineError, ResourceError, from_os_error
 
@@ -261,7 +261,7 @@ def plain(cfg: Any) -> tuple[configs.Config, dict[str, Any]]:
     except OmegaConfBaseException as error:
         raise ConfigError(_hydra_said(error)) from error
     recorded = OmegaConf.to_container(cfg, resolve=False)
-    configs.hide(recorded, OmegaConf.to_container(cfg, resolve=True))
+    guard.hide(recorded, OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(config, configs.Config) and isinstance(recorded, dict)
     return config, configs.recorded({str(group): value for group, value in recorded.items()})
 
@@ -335,9 +335,9 @@ def complain(error: BaseException) -> int:
     """Say on stderr what went wrong, in one line for what a person can change. Returns the exit code."""
     if isinstance(error, PipelineError):
         prefix = "" if isinstance(error, Interrupted) else "error: "
-        print(prefix + console.printable(configs.redacted(str(error))), file=sys.stderr)
+        print(prefix + console.printable(guard.redacted(str(error))), file=sys.stderr)
         return error.exit_code
-    print(configs.redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    print(guard.redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     print("error: this is a bug of ours; the lines above say where.", file=sys.stderr)
     return 1
 

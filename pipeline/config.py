@@ -10,11 +10,11 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import guard
 from pipeline.errors import ConfigError
 
 MIB = 1 << 20
@@ -287,16 +287,8 @@ RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only kee
 GROUPS: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name not in ("name", "plan")}
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/]*/[^/]")  # of a place in a bucket, not the bucket itself
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-SECRET_KEY = re.compile(r"(^|[_-])(token|auth|(api|access|private)[_-]?key)s?$|secret|passphrase|passw(or)?d|credential", re.I)
-SECRET_VALUE = re.compile(
-    r"hf_(?=\w*[A-Z0-9]|\w{16})[A-Za-z0-9]{8,}"  # Hugging Face; a folder called hf_datasets is none
-    r"|(AKIA|ASIA)[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{20,}|(?<=://)[^/?#@\s]+(?=@)"  # AWS, GitHub, user:password in a URL
-    r"|(?<=[?&])(?i:x-(amz|goog)-(signature|credential|security-token)|sig|signature|(access_?)?token|api_?key)=[^&#\s]+"
-)
-CODE_KEY = re.compile(r"^_(target|args|partial|recursive|convert)_$|^trust_remote_code$")
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")  # where Hydra itself takes launchers and sweepers from
 QUIET = ("version", "disable_existing_loggers")  # settings of a logging that logs nothing
-_hidden: dict[str, str] = {}  # texts that came from the environment, and how they were given
 VALUED = frozenset("--config-dir -cd --config-path -cp --config-name -cn --package -p --cfg -c --info -i".split())
 
 
@@ -323,8 +315,8 @@ def check_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     valued = False
     for argument in arguments:
         name = argument.lstrip("+~").partition("=")[0]
-        if SECRET_VALUE.search(argument):
-            raise ConfigError(_secret(redacted(name)))
+        if guard.SECRET_VALUE.search(argument):
+            raise ConfigError(guard.secret(guard.redacted(name)))
         if len(name) > 2 and "--experimental-rerun".startswith(name):
             raise ConfigError("--experimental-rerun is not supported: it would run code from a pickle file.")
         if argument.startswith("corpus.parts."):  # a part need not be there yet, nor its setting
@@ -342,7 +334,7 @@ def check_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _check_override(argument: str) -> None:
     key, _, value = argument.lstrip("+~").partition("=")
     for part in key.split(".") if key.startswith("hydra.") else ():
-        _check_name(part, key)
+        guard.check_name(part, key)
     if key.partition("@")[0] in GROUPS and "=" in argument and value in ("", "null"):
         raise ConfigError(f"{argument}: a group needs one of its choices: {', '.join(options(key.partition('@')[0]))}.")
     if key.startswith("hydra.") or key == "experiment" or re.search("[@/]", key):
@@ -364,14 +356,14 @@ def check_key(dotted: str) -> None:
     if parts[:2] == ["corpus", "parts"] and len(parts) > 2:
         for part in parts[2:]:
             if part not in Part.__dataclass_fields__:
-                _check_name(part, dotted)
+                guard.check_name(part, dotted)
         if len(parts) == 3:
             return
         node, parts = Part, parts[3:]
     for depth, part in enumerate(parts):
         fields = {f.name: f for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
         if part not in fields:
-            _check_name(part, dotted)
+            guard.check_name(part, dotted)
             close = difflib.get_close_matches(part, fields, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}."
             if not fields:
@@ -394,17 +386,17 @@ def check_tree(tree: Any, dotted: str = "") -> None:
             plugin = path in ("hydra.launcher._target_", "hydra.sweeper._target_") and str(value).startswith(PLUGINS)
             logs = path in ("hydra.job_logging", "hydra.hydra_logging") and not _logs_nothing(value)
             if (path == "hydra.callbacks" and value) or logs:
-                raise ConfigError(_code(path))
+                raise ConfigError(guard.code(path))
             if not plugin and not _is_field(path) and value not in (None, ""):
-                _check_name(str(key), path)
+                guard.check_name(str(key), path)
             check_tree(value, path)
             if path == "hydra.job.env_set" and value:
-                raise ConfigError(_code(path))
+                raise ConfigError(guard.code(path))
     elif isinstance(tree, list):
         for value in tree:
             check_tree(value, dotted)
-    elif isinstance(tree, str) and SECRET_VALUE.search(tree):
-        raise ConfigError(_secret(dotted))
+    elif isinstance(tree, str) and guard.SECRET_VALUE.search(tree):
+        raise ConfigError(guard.secret(dotted))
 
 
 def _logs_nothing(logging: Any) -> bool:
@@ -416,65 +408,6 @@ def _is_field(dotted: str) -> bool:
     group, _, name = dotted.partition(".")
     factory = GROUPS.get(group)
     return factory is not None and name in {f.name for f in dataclasses.fields(factory)}
-
-
-def _check_name(part: str, dotted: str) -> None:
-    """Raise ConfigError where a key that we do not know would name code, or hold a secret."""
-    if CODE_KEY.search(part):
-        raise ConfigError(_code(dotted))
-    if SECRET_KEY.search(part):
-        raise ConfigError(_secret(dotted))
-
-
-def _code(dotted: str) -> str:
-    return f"{dotted} is unsafe: configuration is data here and may not name code."
-
-
-def _secret(dotted: str) -> str:
-    return f"{dotted[:80]} looks like a secret: put it in the environment (HF_TOKEN), where nothing writes it down."
-
-
-def hide(raw: Any, resolved: Any) -> None:
-    """Learn which texts of a composed configuration come from the environment: what is written down shows how they were given.
-
-    `raw` and `resolved` are the same tree, with interpolations as they were written and with their values.
-    """
-    pairs = list(_leaves(raw, resolved))
-    while found := {new: old for old, new in pairs if new not in _hidden and "${" in old and _tells(old, new)}:
-        _hidden.update(found)
-
-
-def _leaves(raw: Any, resolved: Any) -> Iterator[tuple[str, str]]:
-    """Each text of the first tree with what it has become, where that is text too."""
-    if isinstance(raw, dict) and isinstance(resolved, dict):
-        raw, resolved = list(raw.values()), list(resolved.values())
-    if isinstance(raw, str) and isinstance(resolved, dict | list):
-        for value in resolved.values() if isinstance(resolved, dict) else resolved:
-            yield from _leaves(raw, value)
-    elif isinstance(raw, list) and isinstance(resolved, list):
-        for one, other in zip(raw, resolved, strict=True):
-            yield from _leaves(one, other)
-    elif isinstance(raw, str) and isinstance(resolved, str) and resolved:
-        yield raw, resolved
-
-
-def _tells(raw: str, resolved: str) -> bool:
-    """Does a text hold a value of the environment, by itself or through another one that does?"""
-    return "oc.env" in raw or any(value in resolved for value in _hidden)
-
-
-def as_given(value: Any) -> Any:
-    """The same value with every text that came from the environment as it was given, `${oc.env:NAME}`."""
-    if isinstance(value, dict) and _hidden:
-        return {key: as_given(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple) and _hidden:
-        return [as_given(inner) for inner in value]
-    return _hidden.get(value, value) if isinstance(value, str) else value
-
-
-def redacted(text: str) -> str:
-    """The text without what looks like a secret."""
-    return SECRET_VALUE.sub("[redacted]", text)
 
 
 def check(config: Config) -> None:

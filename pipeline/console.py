@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.config import redacted
 from pipeline.errors import from_os_error
+from pipeline.guard import redacted
 
 Advance = Callable[[int], None]
 

@@ -33,6 +33,7 @@ from pipeline import charts, cli, console, embedding, manifests, model, output
 from pipeline import config as configs
 from pipeline.arrow import flags, flattened, list_values, read_batches, to_numpy
 from pipeline.files import Json, read_record
+from pipeline.guard import redacted
 from pipeline.show import spelt
 from pipeline.split import ordered
 from pipeline.temporary import run_name
@@ -153,7 +154,7 @@ def _text(name: str) -> str:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return console.printable(configs.redacted(value))
+        return console.printable(redacted(value))
     if isinstance(value, dict):
         return {_clean(key): _clean(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
