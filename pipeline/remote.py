@@ -201,12 +201,14 @@ class Store:
     def remove(self, names: list[str]) -> None:
         """Remove objects, as many at once as the store allows; those that are gone already are gone."""
         with _reaching(self.url) as (fs, root):
-            if len(names) > 1 and fs.async_impl:
-                fs.rm([f"{root}/{name}" for name in names])
-                return
-            for name in names:
+            paths = [f"{root}/{name}" for name in names]
+            plain = [path for path in paths if fs.async_impl and not stores.MAGIC.search(path)]  # `rm` takes patterns
+            if len(plain) > 1:
+                fs.rm(plain)
+                paths = [path for path in paths if stores.MAGIC.search(path)]
+            for path in paths:
                 with contextlib.suppress(FileNotFoundError):
-                    fs.rm_file(f"{root}/{name}")
+                    fs.rm_file(path)
 
 
 @lru_cache(maxsize=16)

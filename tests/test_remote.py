@@ -411,6 +411,17 @@ def test_a_flipped_byte_is_healed_and_said_once(bucket: Any, caplog: pytest.LogC
     assert hashlib.sha256(store.read(name) or b"").hexdigest() != hashlib.sha256(flipped).hexdigest()
 
 
+@pytest.mark.parametrize("folder", ["a*", "a?", "[ab]1"])
+def test_what_is_a_pattern_in_a_shell_is_a_name_in_a_bucket_and_removes_only_itself(bucket: Any, folder: str) -> None:
+    names = ["x.arrow", "y.arrow", "z*"]
+    for place in ("a1", folder):
+        for name in [*names, "zone"]:
+            Store(f"s3://bucket/{place}").put(name, b"data")
+    Store(f"s3://bucket/{folder}").remove(names)
+    assert Store(f"s3://bucket/{folder}").listed().keys() == {"zone"}
+    assert Store("s3://bucket/a1").listed().keys() == {*names, "zone"}
+
+
 @pytest.mark.slow
 def test_two_runs_at_once_on_two_scratches_give_the_same_bytes(bucket: Any) -> None:
     both = [start("one", "first"), start("two", "second", "engine=processes")]
