@@ -10,6 +10,7 @@ A store has no rename of a folder, so nothing is ever replaced: another dataset 
 one small object says which holds. It appears whole or not at all, so that a reader, who reads it first, sees the old
 dataset or the new one and never a mixture. Then the old one is removed, and what killed runs left a day ago or more.
 Who still reads the old one is told so. Files that the cache has in the same store are copied within it, unread.
+Where the same dataset is there already it is read, and what is damaged of it is put again.
 
     open_dataset("s3://bucket/sets/verdict")
 
@@ -19,6 +20,7 @@ that jobs and processes may share it and what was fetched serves the next.
 """
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -35,6 +37,8 @@ from pipeline.errors import ConfigError, IntegrityError
 from pipeline.files import Json, digest, hash_file, seal, storing, unsealed
 from pipeline.remote import DAY, Kept, Store
 from pipeline.stores import URL
+
+log = logging.getLogger(__name__)
 
 OURS = ".dataset"
 AT = re.compile(r"[0-9a-f]{16}")
@@ -73,39 +77,57 @@ class Place:
         )
 
     def publish(self, links: dict[str, output.File], texts: dict[str, bytes], manifest: Json, run: str) -> bool:
-        """Put a dataset there, as `output.publish` does on a disk. False where the same one is there already."""
+        """Put a dataset there, as `output.publish` does on a disk. False where the same one is there already, and whole.
+
+        That is known once it was read; then what is damaged of it is put anew, and that from bytes that were verified.
+        """
         manifest = output.describe(links, texts, manifest)
-        at = digest(manifest)[:16]
+        at, texts = digest(manifest)[:16], {**texts, "manifest.json": seal(manifest)}
+        notes = output.describe(links, texts, {})["files"]
         self.require_ours()
         old = self.manifest()
-        if old == {**manifest, "at": at} and not self._lacking(at, manifest):
+        again = old == {**manifest, "at": at}
+        todo = self._damaged(at, notes) if again else self._lacking(at, notes)
+        if again and not todo:
             return False
         self.store.put(OURS, seal({"dataset": True}))
-        texts = {**texts, "manifest.json": seal(manifest)}
 
         def put(name: str) -> None:
             if name in texts:
                 self.store.put(f"{at}/{name}", texts[name])
             else:
-                self._put(links[name][0], f"{at}/{name}")
+                self._put(links[name][0], f"{at}/{name}", copy=not again)
 
         for _ in range(3):
-            for _ in engine.run(Engine("threads", PUTS), put, [*self._lacking(at, manifest), "manifest.json"]):
+            for _ in engine.run(Engine("threads", PUTS), put, todo):
                 pass
-            if not self._lacking(at, manifest):
+            if not (todo := self._lacking(at, notes)):
                 break
         self.store.put("manifest.json", seal({**manifest, "at": at}))
         self._clear(at, (old or {}).get("at"))
         return True
 
-    def _lacking(self, at: str, manifest: Json) -> list[str]:
-        """The files of the manifest that are not there with their size."""
+    def _lacking(self, at: str, notes: dict[str, Json]) -> list[str]:
+        """The files that are not there with their size."""
         there = self.store.listed(at)
-        return [name for name, note in manifest["files"].items() if there.get(name, (-1, 0.0))[0] != note["bytes"]]
+        return [name for name, note in notes.items() if there.get(name, (-1, 0.0))[0] != note["bytes"]]
 
-    def _put(self, source: os.PathLike[str], name: str) -> None:
+    def _damaged(self, at: str, notes: dict[str, Json]) -> list[str]:
+        """The files that are not there with their bytes, said aloud. Reads them all."""
+        from pipeline.housekeeping import differs
+
+        def examine(name: str) -> str | None:
+            return differs(self.store, f"{at}/{name}", notes[name]["bytes"], notes[name]["sha256"])
+
+        problems = dict(zip(notes, engine.run(Engine("threads", PUTS), examine, notes), strict=True))
+        damaged = [name for name, problem in problems.items() if problem]
+        for name in damaged:
+            log.warning("'%s/%s/%s' is damaged: %s; it is put again", self.url, at, name, problems[name])
+        return damaged
+
+    def _put(self, source: os.PathLike[str], name: str, copy: bool) -> None:
         shelf = source.entry.shelf if isinstance(source, Kept) else None
-        if isinstance(source, Kept) and shelf and _protocol(shelf.store.url) == _protocol(self.url):
+        if copy and isinstance(source, Kept) and shelf and _protocol(shelf.store.url) == _protocol(self.url):
             with contextlib.suppress(FileNotFoundError):  # else it is fetched, which says what is wrong
                 shelf.store.copy(shelf.place(source.name), self.store, name)
                 return

@@ -1,5 +1,6 @@
 """A dataset in a store: put so that no reader sees a mixture, read lazily, verified as it comes."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -31,7 +32,7 @@ def place(tmp_path: Path) -> Place:
 
 def publish(place: Place, tmp_path: Path, **texts: bytes) -> bool:
     (tmp_path / "made").write_bytes(b"rows")
-    note = {"bytes": 4, "sha256": "0" * 64, "counts": {"rows": 2}}
+    note = {"bytes": 4, "sha256": hashlib.sha256(b"rows").hexdigest(), "counts": {"rows": 2}}
     return place.publish({"data-00000000.arrow": (tmp_path / "made", note)}, dict(texts), {"rows": 2}, "run")
 
 
@@ -46,6 +47,20 @@ def test_a_dataset_is_put_before_its_manifest_and_the_one_that_it_replaces_goes_
     assert {name.partition("/")[0] for name in place.store.listed()} == {".dataset", "manifest.json", second["at"]}
     place.store.remove([f"{second['at']}/a"])
     assert publish(place, tmp_path, a=b"2") and place.store.read(f"{second['at']}/a") == b"2"
+
+
+@pytest.mark.parametrize("name", ["data-00000000.arrow", "a", "manifest.json"])
+def test_the_same_dataset_put_again_mends_what_is_damaged_of_it(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    publish(place, tmp_path, a=b"1")
+    at = (place.manifest() or {})["at"]
+    whole = place.store.read(f"{at}/{name}")
+    assert whole
+    place.store.put(f"{at}/{name}", bytes(byte ^ 1 for byte in whole))  # as many bytes
+    assert publish(place, tmp_path, a=b"1") and place.store.read(f"{at}/{name}") == whole
+    assert [f"{at}/{name}' is damaged: expected" in message for message in caplog.messages] == [True]
+    assert not publish(place, tmp_path, a=b"1")
 
 
 def test_a_kill_before_the_manifest_leaves_the_old_dataset_and_a_place_that_is_ours(
@@ -189,6 +204,25 @@ def test_a_damaged_file_of_a_bucket_is_told_when_it_is_touched_and_a_replaced_da
     with pytest.raises(IntegrityError, match="is gone: the dataset was replaced while in use"):
         dataset.verified("documents.arrow")
     assert len(open_dataset(made.address, scratch="reads")) > len(dataset)
+
+
+@pytest.mark.slow
+def test_a_file_that_the_cache_had_damaged_when_it_was_copied_is_mended_by_the_same_command(bucket: Any) -> None:
+    command = (*SMALL, "name=one", "cache.remote=s3://bucket/cache", "cache.dir=two")
+    here = run(composed(*command))
+    cache = Store("s3://bucket/cache")
+    damaged = [name for name in cache.listed("embed") if name.endswith("/00000001.arrow")]
+    whole = cache.read(f"embed/{damaged[0]}") or b""
+    cache.put(f"embed/{damaged[0]}", whole[:-50] + bytes(50))
+    forget()
+    made = run(composed(*command[:-1], "cache.dir=three", "output.dir=s3://bucket/sets/one"))
+    with pytest.raises(IntegrityError, match=r"data-00000001.arrow' is damaged.*Run the pipeline again"):
+        open_dataset(made.address, scratch="reads").verified("data-00000001.arrow")
+    forget()
+    assert run(composed(*command[:-1], "cache.dir=three", "output.dir=s3://bucket/sets/one")).published
+    name = "data-00000001.arrow"
+    assert open_dataset(made.address, scratch="reads").verified(name).read_bytes() == (here.folder / name).read_bytes()
+    assert cache.read(f"embed/{damaged[0]}") == whole
 
 
 @pytest.mark.slow
