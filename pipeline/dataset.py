@@ -68,7 +68,7 @@ def open_dataset(
         from pipeline.bucket import Mirror
 
         mirror = Mirror(str(path), scratch)
-        require_split(mirror.folder, split)
+        require_split(mirror.folder, split, str(path))
         return WindowDataset.of(mirror.split(split), columns, verify)
     if split is not None:
         require_split(Path(path), split)
@@ -76,14 +76,18 @@ def open_dataset(
     return WindowDataset(path, columns, verify)
 
 
-def require_split(path: Path, split: str | None) -> None:
-    """Raise ConfigError where the dataset at `path` has no such split, or has splits and none is named."""
+def require_split(path: Path, split: str | None, called: str | None = None) -> None:
+    """Raise ConfigError where the dataset at `path` has no such split, or has splits and none is named.
+
+    The error calls it `called`, by default by its path.
+    """
     manifest = manifests.read(path / "manifest.json") or {}
-    known = [name for name, _ in ordered(manifest.get("splits", {}))]
+    name = called or str(path)
+    known = [each for each, _ in ordered(manifest.get("splits", {}))]
     if known and split not in known:
-        raise ConfigError(f"{str(path)!r} has the splits {', '.join(known)}: open one of them, as in split={known[0]!r}.")
+        raise ConfigError(f"{name!r} has the splits {', '.join(known)}: open one of them, as in split={known[0]!r}.")
     if manifest and not known and split is not None:
-        raise ConfigError(f"{str(path)!r} has no splits: leave out split={split!r}.")
+        raise ConfigError(f"{name!r} has no splits: leave out split={split!r}.")
 
 
 class WindowDataset:

@@ -230,7 +230,7 @@ def test_splits_in_a_bucket_are_opened_by_name(bucket: Any) -> None:
     split = ["split.validation=0.2", "embedding=none", "name=one"]
     here = run(composed(*SMALL, "cache.dir=two", *split))
     made = run(composed(*SMALL, "cache.dir=two", "output.dir=s3://bucket/sets/one", "output.report=true", *split))
-    with pytest.raises(ConfigError, match="has the splits train, validation"):
+    with pytest.raises(ConfigError, match=r"^'s3://bucket/sets/one' has the splits train, validation"):
         open_dataset(made.address, scratch="reads")
     for name in ("train", "validation"):
         mine, theirs = open_dataset(made.address, split=name, scratch="reads"), open_dataset(here.folder, split=name)

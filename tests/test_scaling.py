@@ -278,3 +278,11 @@ def test_what_is_missing_ends_with_one_line_and_code_2(tmp_path, capsys):
     assert "python -m scripts.scaling measure" in capsys.readouterr().err
     assert door.main(["measure", "--figures", str(tmp_path), "--assets", str(tmp_path)]) == 2
     assert "not in the offline mirror" in capsys.readouterr().err
+
+
+def test_a_page_whose_plots_cannot_be_drawn_stays_as_it_is_and_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    page = tmp_path / "SCALING.md"
+    page.write_text("<!-- scaling: shard -->\nold\n<!-- end -->\n")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert door.main(["report", "--page", str(page)]) == 2
+    assert "need matplotlib: pip install" in capsys.readouterr().err and "\nold\n" in page.read_text()

@@ -66,9 +66,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         known, found = costs.Costs.load(measured), check.load(options.figures / "checked.json")
         simulated = scenarios.load(options.figures / "simulated.json")
-        options.page.write_text(report.fill(options.page.read_text(), report.blocks(known, found, simulated)))
         report.plot_nodes(known, simulated, options.page.parent / "docs" / "scaling-nodes.svg")
         report.plot_failures(simulated, options.page.parent / "docs" / "scaling-failures.svg")
+        options.page.write_text(report.fill(options.page.read_text(), report.blocks(known, found, simulated)))
         print(options.page)
     return 0
 

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from scripts.benchmark.environments import BenchmarkError
 from scripts.benchmark.report import digits
 from scripts.scaling import check
 from scripts.scaling.costs import Costs
@@ -261,8 +262,11 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 
 def _figure(path: Path, draw: Callable[[Any], None], title: str) -> None:
-    import matplotlib
-    from matplotlib.figure import Figure
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BenchmarkError("the plots need matplotlib: pip install -c constraints.txt -e '.[benchmark]'.") from error
 
     with matplotlib.rc_context({"svg.hashsalt": "scaling", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -271,6 +275,7 @@ def _figure(path: Path, draw: Callable[[Any], None], title: str) -> None:
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
 
 
