@@ -145,8 +145,8 @@ def _mapped(path: os.PathLike[str]) -> pa.MemoryMappedFile:
     """The file in memory. One that is fetched from a store may be dropped here before it is mapped: it is fetched again."""
     for _ in range(0 if isinstance(path, Path) else 9):
         with contextlib.suppress(FileNotFoundError):
-            return pa.memory_map(os.fspath(path))
-    return pa.memory_map(os.fspath(path))
+            return pa.memory_map(os.fsencode(path))
+    return pa.memory_map(os.fsencode(path))
 
 
 @contextlib.contextmanager

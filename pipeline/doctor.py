@@ -350,7 +350,7 @@ def _row(ids: np.ndarray, place: Path | None) -> tuple[np.ndarray, np.ndarray]:
         marks = vocabulary.Marks(None, None, None, "map", "uint8")
         document = [numbers(np.array([value], kind)) for value, kind in ((0, np.int32), (0, np.int64), (1, np.int64))]
         columns = [flat_list(numbers(ids.astype(np.uint8)), np.array([0, len(ids)])), *document, pa.array([True])]
-        with pa.ipc.new_stream(path, marks.schema) as writer:
+        with open(path, "wb") as file, pa.ipc.new_stream(file, marks.schema) as writer:
             writer.write_batch(pa.record_batch(columns, schema=marks.schema))
         stream = Stream([path], [len(ids)], "uint8")
         settings = config.Window(context_length=len(ids) - 1)

@@ -288,7 +288,7 @@ def _reference(folder: Path) -> Any:
     """The tokenizer in Hugging Face's own implementation."""
     from tokenizers import Tokenizer as Reference
 
-    return Reference.from_file(str(folder / "tokenizer.json"))
+    return Reference.from_buffer((folder / "tokenizer.json").read_bytes())
 
 
 # -- running one ------------------------------------------------------------------------------------------

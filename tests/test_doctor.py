@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from conftest import composed
@@ -117,6 +118,13 @@ def test_a_damaged_tokenizer_of_the_cache_is_told_with_what_to_do_and_not_used(a
     (found,) = (f for f in findings() if f.state == "bad" and f.what == "tokenizer")
     assert path.parent.name[:8] in found.said and said in found.said + found.advice
     assert "run the pipeline again" in found.advice or "remove it" in found.advice
+
+
+def test_the_row_of_the_loss_is_cut_in_a_folder_whose_name_is_no_unicode(tmp_path):
+    place = tmp_path / os.fsdecode(b"\xff")
+    place.mkdir()
+    inputs, targets = doctor._row(np.arange(17), place)
+    assert (inputs.tolist(), targets.tolist()) == ([*range(16)], [*range(1, 17)])
 
 
 def test_a_full_disk_is_told_as_such_by_every_check_that_needs_room(at, monkeypatch):
