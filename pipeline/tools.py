@@ -384,7 +384,10 @@ def _verify(options: argparse.Namespace) -> None:
     from pipeline import bucket, housekeeping
 
     checked: Iterator[cache.Checked]
-    mend = "run the pipeline again: it sets damaged files aside and computes only them"
+    mend = (
+        "run the pipeline again: it sets damaged files aside and computes only them (of a stage that it does not read, "
+        "remove the folder)"
+    )
     if options.dataset:
         mend = "make it again, with the command that made it: what is whole in the cache is not computed again"
         checked = bucket.verify(options.dataset) if is_address(options.dataset) else _check_dataset(options.dataset)

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -492,6 +493,17 @@ def test_why_and_diff_compare_datasets_of_splits_by_the_splits_that_both_hold(at
     window = unseal(at / "outputs/old/test/manifest.json")["keys"]["window"]
     assert f"\nwindow {window}: " in verb("why", "outputs/old")[1]
     assert "has 2 entries of the stage window: give " in verb("why", "outputs/old", window)[2]
+
+
+def test_verify_advises_to_remove_a_damaged_stage_that_no_run_reads(at, verb):
+    run(composed(*TINY))
+    (data,) = at.glob("data/cache/load/*/00000000.arrow")
+    data.unlink()
+    run(composed(*TINY))
+    code, _, err = verb("cache", "verify")
+    assert code == 4 and "(of a stage that it does not read, remove the folder)" in err
+    shutil.rmtree(data.parent)
+    assert verb("cache", "verify")[0] == 0
 
 
 def test_trace_why_and_diff_have_colours_on_a_terminal_and_none_in_a_pipe(at, verb, monkeypatch):
