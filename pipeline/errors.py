@@ -71,6 +71,8 @@ def from_os_error(error: OSError, path: Path | str | None = None) -> PipelineErr
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ResourceError(f"too many open files at {where}: raise the limit (ulimit -n) or lower engine.workers=.")
+    if error.errno == errno.EFBIG:
+        return ResourceError(f"a file became too large at {where}: raise the limit (ulimit -f), or set another cache.dir=.")
     if error.errno == errno.ENOMEM:
         return ResourceError(f"out of memory at {where}: lower engine.workers=.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

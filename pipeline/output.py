@@ -105,6 +105,11 @@ def require_ours(folder: Path) -> None:
         if not inside or manifests.read(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
             _require_writable(folder)
             return
+    if os.path.lexists(folder / "manifest.json") and folder.is_symlink():
+        raise ConfigError(
+            f"{str(folder)!r} is a symbolic link, whose place a dataset would take: nothing was touched. Set output.dir= to "
+            f"where it leads, {os.path.realpath(folder)!r}."
+        )
     if os.path.lexists(folder / "manifest.json"):
         raise ConfigError(
             f"{str(folder)!r} holds a damaged or foreign manifest.json, so that nothing tells whether it is a dataset of this "
@@ -230,13 +235,10 @@ def publish(folder: Path, links: dict[str, File], texts: dict[str, bytes], manif
     manifest = describe(links, texts, manifest)
     notes = manifest["files"]
     require_ours(folder)
-    try:
-        with _workshop(folder, run) as place:
-            if files.unseal(folder / "manifest.json") == manifest and _whole(folder, links, notes):
-                return False
-            _swap_in(folder, links, texts, manifest, place / "new" / folder.name)
-    except OSError as error:
-        raise from_os_error(error, folder) from error
+    with _workshop(folder, run) as place, files.storing(folder):
+        if files.unseal(folder / "manifest.json") == manifest and _whole(folder, links, notes):
+            return False
+        _swap_in(folder, links, texts, manifest, place / "new" / folder.name)
     return True
 
 
@@ -421,11 +423,8 @@ def run_text(record: Json) -> str:
 
 def write_text(folder: Path, name: str, text: str, run: str) -> None:
     """A file in the folder, or in that of a split, that no manifest lists, replaced atomically."""
-    try:
-        with _workshop(folder, run) as place:
-            _make(place)
-            new = place / Path(name).name
-            new.write_text(text, "utf-8")
-            os.replace(new, folder / name)
-    except OSError as error:
-        raise from_os_error(error, folder / name) from error
+    with _workshop(folder, run) as place, files.storing(folder / name):
+        _make(place)
+        new = place / Path(name).name
+        new.write_text(text, "utf-8")
+        os.replace(new, folder / name)

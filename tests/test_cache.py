@@ -1339,6 +1339,7 @@ def test_too_little_space_is_said_before_work_with_both_numbers(tmp_path: Path) 
         (errno.EDQUOT, "Disk quota reached writing"),
         (errno.EMFILE, "ulimit -n"),
         (errno.ENOMEM, "out of memory"),
+        (errno.EFBIG, "ulimit -f"),
         (errno.EROFS, "cache.dir="),
         (errno.EIO, "Input/output error"),
     ],

@@ -2,6 +2,7 @@
 nothing written, run or left behind."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -311,6 +312,29 @@ def test_a_folder_of_an_unusual_name_works_and_gives_the_same_bytes(ends, at):  
     code, err = ends(*TINY, f'output.dir="{strange}/out"', f'cache.dir="{strange}/cache"')
     assert code == 0, err
     assert (at / strange / "out/manifest.json").read_bytes() == (at / "plain/manifest.json").read_bytes()
+
+
+@pytest.mark.row("A27")
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_in_a_folder_whose_name_is_no_unicode_it_works_and_gives_the_same_bytes(ends, at, monkeypatch, tokenizer):  # A27
+    overrides = (*TINY[1:], f"tokenizer={tokenizer}", "split.validation=0.5", "selection.duplicates=near", "corpus=text")
+    for name in ("plain", os.fsdecode(b"\xff")):
+        (at / name).mkdir()
+        monkeypatch.chdir(at / name)
+        for n in range(20):
+            Path(f"{n}.txt").write_text(f"the {n}th ferry was late " * n)
+        code, err = ends(*overrides, 'corpus.paths=["*.txt"]')
+        assert code == 0, err
+    assert Path("outputs/text/manifest.json").read_bytes() == (at / "plain/outputs/text/manifest.json").read_bytes()
+
+
+@pytest.mark.row("A32")
+def test_A32_a_symbolic_link_to_a_dataset_is_refused_as_what_it_is(ends, at):
+    assert ends(*TINY)[0] == 0
+    (at / "latest").symlink_to("outputs/sample")
+    code, err = ends(*TINY, "output.dir=latest")
+    assert code == 2 and "'latest' is a symbolic link" in one_line(err) and f"{str(at / 'outputs/sample')!r}" in err
+    assert (at / "latest").is_symlink()
 
 
 @pytest.mark.row("C3")

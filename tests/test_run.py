@@ -1,6 +1,7 @@
 """The whole line: what comes out, what is cached, and that nothing but the input and the settings decides a byte."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -387,6 +388,20 @@ def test_a_dataset_that_must_be_copied_to_a_full_disk_is_refused_before_a_byte_i
     with pytest.raises(ResourceError, match="'out': this run needs about"):
         ran(*SMALL, "output.dir=out")
     assert not Path("out").exists() and not Path(".tmp").exists()
+
+
+@pytest.mark.row("A10")
+def test_a_disk_without_room_for_a_dataset_is_looked_at_before_what_was_written_goes(at, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.output._link", full)
+    monkeypatch.setattr(
+        "pipeline.errors._free", lambda _: f" ({sum(map(Path.is_dir, Path('outputs/.tmp').rglob('new')))} there)"
+    )
+    with pytest.raises(ResourceError, match=r"'outputs/sample' \(1 there\)"):
+        ran(*SMALL)
+    assert not Path("outputs/.tmp").exists()
 
 
 def test_a_run_imports_neither_pandas_nor_torch_nor_transformers_nor_datasets(at):
