@@ -104,6 +104,17 @@ def _size(path: Path) -> int:
     return total
 
 
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder, by name; nothing where it is none. Raises ResourceError where it cannot be listed: `glob`
+    would pass over it in silence."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+
+
 @dataclass(frozen=True)
 class Listed:
     """What `ls` tells of an entry."""
@@ -225,9 +236,14 @@ class Cache:
 
     def entries(self) -> Iterator["Entry"]:
         """Every entry that holds anything, whole or not, by stage and key. Their identities are not read."""
-        for folder in sorted(self.root.glob("*/*")):
+        for folder in self._places():
             if KEY.fullmatch(folder.name) and folder.is_dir() and any(OURS.fullmatch(path.name) for path in folder.iterdir()):
                 yield Entry(self, folder.parent.name, folder.name, {})
+
+    def _places(self) -> Iterator[Path]:
+        """Whatever lies where an entry might, by stage and name. Raises ResourceError where that cannot be listed."""
+        for stage in _inside(self.root):
+            yield from _inside(stage)
 
     def ls(self) -> list[Listed]:
         """What is stored, the longest unused first."""
@@ -251,7 +267,7 @@ class Cache:
         changed, nothing is taken from memory.
         """
         checks: list[tuple[Entry, str, Json]] = []
-        for path in sorted(self.root.glob("*/*")):
+        for path in self._places():
             if KEY.fullmatch(path.name) and not path.is_dir():
                 yield path, "not a folder"
         for entry in self.entries():
@@ -321,7 +337,7 @@ class Cache:
         at once, by a rename. Returns what was removed and its bytes. Raises ResourceError.
         """
         entries = sorted(self.entries(), key=Entry.last_use)
-        quarantined = sorted(path for path in self.root.glob("quarantine/*") if SET_ASIDE.fullmatch(path.name))
+        quarantined = sorted(path for path in _inside(self.root / "quarantine") if SET_ASIDE.fullmatch(path.name))
         paths = [*quarantined, *(entry.folder for entry in entries)]
         sizes = {path: _size(path) for path in paths}
         total, removed = sum(sizes.values()), {}

@@ -1290,6 +1290,26 @@ def test_verify_names_a_file_that_cannot_be_read_and_goes_on(cache: Cache, monke
     assert problems == {"manifest.json": None, "00001.arrow": None}
 
 
+@pytest.mark.parametrize("place", ["", "ids", "quarantine"])
+def test_what_cannot_be_listed_is_an_error_and_no_empty_cache(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    make(cache.entry("ids", IDENTITY))
+    real = os.listdir
+
+    def closed(path: Path) -> list[str]:
+        if Path(path) == cache.root / place:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    for look in (cache.ls, lambda: list(cache.verify()), lambda: cache.gc(0)):
+        if place != "quarantine" or look is not cache.ls:
+            (cache.root / "quarantine").mkdir(exist_ok=True)
+            with pytest.raises(ResourceError, match="Permission denied"):
+                look()
+
+
 def test_verify_takes_nothing_from_memory(cache: Cache) -> None:
     entry = cache.entry("ids", IDENTITY)
     make(entry)
