@@ -17,6 +17,7 @@ holds of the revision is taken, and it is said that nobody can tell whether it i
 """
 
 import logging
+import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,7 @@ def _at(place: Path) -> assets.Repository | None:
     """A dataset in a folder of the Hub's layout."""
     if not place.is_dir():
         return None
-    names = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
+    names = [os.path.relpath(path, place) for path in places.walk(str(place))]
     return assets.Repository("", frozenset(names), partial(Path, place))
 
 

@@ -11,6 +11,7 @@ the same content are two files.
 """
 
 import contextlib
+import errno
 import fnmatch
 import glob
 import io
@@ -149,7 +150,7 @@ def _expand(text: str, corpus: Corpus) -> list[str]:
     if not os.path.lexists(path) and not os.path.isabs(path):
         path = next((str(place / path) for place in data_dirs() if (place / path).is_file()), path)
     if os.path.isdir(path):
-        if found := _walk(path):
+        if found := walk(path):
             return found
         raise ConfigError(f"the folder {path!r} in corpus.paths holds no files.")
     if os.path.lexists(path):
@@ -163,16 +164,45 @@ def _expand(text: str, corpus: Corpus) -> list[str]:
 
 def _matches(pattern: str) -> list[str]:
     """The files that a pattern matches, sorted; `**` is any number of folders, also none, and follows no links."""
+    if not glob.has_magic(pattern):
+        return []
     parts = pattern.split("/")
-    if "**" not in parts:
-        return sorted(match for match in glob.glob(pattern) if os.path.isfile(match))
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     top = "/".join(parts[:fixed]) or ("/" if fixed else ".")
+    if "**" not in parts:
+        places = [top if fixed else ""]
+        for part in parts[fixed:]:
+            places = [os.path.join(place, name) for place in places for name in _named(place, part)]  # noqa: PTH118
+        return sorted(place for place in places if stat_module.S_ISREG(_mode(place)))
     if not os.path.isdir(top):
         return []
     skip = len(top.rstrip("/")) + 1
-    found = (path for path in _walk(top) if fits(path[skip:].split("/"), parts[fixed:]))
+    found = (path for path in walk(top) if fits(path[skip:].split("/"), parts[fixed:]))
     return [path if fixed else path[skip:] for path in found]
+
+
+def _named(folder: str, pattern: str) -> list[str]:
+    """The names in a folder that a part of a pattern matches; nothing where it is none. Raises ResourceError where it cannot
+    be listed: `glob` would pass over it, and lose its files in silence."""
+    if not glob.has_magic(pattern):
+        return [pattern]
+    if not stat_module.S_ISDIR(_mode(folder or ".")):
+        return []
+    try:
+        names = fnmatch.filter(os.listdir(folder or "."), pattern)
+    except OSError as error:
+        raise from_os_error(error) from error
+    return [name for name in names if pattern.startswith(".") or not name.startswith(".")]
+
+
+def _mode(path: str) -> int:
+    """What lies at a path, behind links; 0 where they lead nowhere. Raises ResourceError where that cannot be told."""
+    try:
+        return os.stat(path).st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
+        raise from_os_error(error) from error
 
 
 def fits(parts: list[str], pattern: list[str]) -> bool:
@@ -185,8 +215,8 @@ def fits(parts: list[str], pattern: list[str]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and fits(parts[1:], pattern[1:])
 
 
-def _walk(folder: str) -> list[str]:
-    """All files below a folder, sorted."""
+def walk(folder: str) -> list[str]:
+    """All files below a folder, sorted. Raises ResourceError where a folder in it cannot be listed."""
 
     def refuse(error: OSError) -> None:
         raise from_os_error(error)
@@ -199,7 +229,7 @@ def _walk(folder: str) -> list[str]:
         for name in names:
             if not name.startswith("."):
                 path = os.path.join(top, name)  # noqa: PTH118
-                (found if os.path.isfile(path) else skipped).append(path)
+                (found if stat_module.S_ISREG(_mode(path)) else skipped).append(path)
     if skipped:
         log.warning("skipped %d links to folders and things that are no files, the first is %r", len(skipped), min(skipped))
     return sorted(found)

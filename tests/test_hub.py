@@ -1,5 +1,6 @@
 """Datasets in the Hub's layout: the files that the `datasets` library would take, and no others."""
 
+import errno
 import gzip
 import json
 import os
@@ -21,7 +22,7 @@ from conftest import ROOT, composed
 from pipeline import config, corpus, hub, plan, run
 from pipeline.cache import Cache
 from pipeline.config import Corpus
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, ResourceError
 
 TEXT = b"The ferry was late because of the fog.\n"
 LINE = b'{"text": "The ferry was late because of the fog."}\n'
@@ -166,6 +167,20 @@ def test_files_that_their_numbers_say_are_missing_are_missed(at: Path) -> None:
     make(at / "mine", "data/train-00000-of-00003.parquet", "data/train-00002-of-00003.parquet")
     with pytest.raises(InputError, match="2 of 3 files of 'data/train' are there"):
         files(name="mine")
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_left_out(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(at / "set", "data/train-0.jsonl", "data/more/train-1.jsonl")
+    real = os.scandir
+
+    def closed(path: Any) -> Any:
+        if os.fspath(path).endswith("more"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(ResourceError, match="Permission denied at 'set/data/more'"):
+        files(name="set")
 
 
 def test_a_run_from_a_folder_is_called_after_it_and_records_what_it_took(at: Path) -> None:

@@ -1,5 +1,7 @@
 """Places: what is found on this disk, in which order, and what is refused."""
 
+import errno
+import glob
 import hashlib
 import os
 from pathlib import Path
@@ -13,7 +15,7 @@ from conftest import write
 from pipeline import config, places, plan
 from pipeline.cache import Cache
 from pipeline.config import Corpus
-from pipeline.errors import ConfigError, InputError, IntegrityError
+from pipeline.errors import ConfigError, InputError, IntegrityError, ResourceError
 from pipeline.files import Stat
 
 
@@ -85,6 +87,42 @@ def test_what_is_not_a_regular_file_is_refused_without_waiting_for_it(here: Path
         places.find(Corpus(paths=["empty"]))
     with pytest.raises(ConfigError, match="NUL"):
         places.find(Corpus(paths=["a\0b"]))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    "*.txt a/*.txt */*.txt ./*/*.txt */*/*.txt a//*.txt */b.txt */.* .*/*.txt [ab]/?.txt l*/*.txt a/* */ a*/ /*x *.none".split(),
+)
+def test_a_pattern_matches_what_glob_matches(here: Path, pattern: str) -> None:
+    for name in ("x.txt", "a/b.txt", "a/c.txt", "b/b.txt", "b/d/e.txt", ".h/f.txt", "a/.g.txt", "b/[x].txt"):
+        (here / name).parent.mkdir(exist_ok=True, parents=True)
+        (here / name).write_text("x")
+    (here / "link").symlink_to("a")
+    (here / "a/dangling").symlink_to("nowhere")
+    assert places._matches(pattern) == sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
+
+
+@pytest.mark.parametrize("pattern", ["in/*/*.txt", "in/**/*.txt", "in/*/b.txt", "in"])
+@pytest.mark.parametrize("closed", ["in/sub", "in/sub/b.txt"])
+def test_what_cannot_be_looked_at_is_an_error_and_not_left_out(
+    here: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, closed: str
+) -> None:
+    for folder in (here / "in/ok", here / "in/sub"):
+        folder.mkdir(parents=True)
+        write(folder, **{"b.txt": "x"})
+
+    def refusing(real: Any) -> Any:
+        def refuse(path: Any = ".", *rest: Any, **options: Any) -> Any:
+            if os.fspath(path) in (closed, f"{closed}/b.txt"):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return real(path, *rest, **options)
+
+        return refuse
+
+    for name in ("listdir", "scandir", "stat"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(ResourceError, match=f"Permission denied at '{closed}"):
+        places.find(Corpus(paths=[pattern]))
 
 
 def test_a_pattern_that_matches_nothing_is_named_with_the_folder_and_the_nearest_names(here: Path) -> None:
