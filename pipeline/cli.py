@@ -335,10 +335,10 @@ def complain(error: BaseException) -> int:
     """Say on stderr what went wrong, in one line for what a person can change. Returns the exit code."""
     if isinstance(error, PipelineError):
         prefix = "" if isinstance(error, Interrupted) else "error: "
-        print(prefix + console.printable(guard.redacted(str(error))), file=sys.stderr)
+        console.tell(prefix + console.printable(guard.redacted(str(error))))
         return error.exit_code
-    print(guard.redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    print("error: this is a bug of ours; the lines above say where.", file=sys.stderr)
+    console.tell(guard.redacted("".join(traceback.format_exception(error))), end="")
+    console.tell("error: this is a bug of ours; the lines above say where.")
     return 1
 
 

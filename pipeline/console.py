@@ -41,8 +41,7 @@ class _Stderr(logging.Handler):
     """To what is stderr at the moment: while a bar is drawn, rich writes above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            print(self.format(record), file=sys.stderr)
+        tell(self.format(record))
 
 
 class _Plain(logging.Formatter):
@@ -62,6 +61,14 @@ def say(text: str, end: str = "\n") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still held would be tried again as the process ends
         if not isinstance(error, BrokenPipeError):
             raise from_os_error(error, "standard output") from error
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Print to stderr at once. Where it cannot be written nothing more is told: how a run ends does not hang on it."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def draw(text: Any) -> None:

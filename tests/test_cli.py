@@ -178,6 +178,15 @@ def test_a_reader_that_has_gone_and_closed_or_full_outputs_end_without_a_traceba
     assert found.returncode == 5 and "No space left writing 'standard output'" in found.stderr
 
 
+def test_where_stderr_cannot_be_written_the_exit_code_is_the_same_and_a_sweep_goes_on(at):
+    with open("/dev/full", "w") as full:
+        jobs = ["-m", *TINY, "window.stride=0,8"]
+        sweep = subprocess.run([*PIPELINE, *jobs], stdout=subprocess.PIPE, stderr=full, text=True, timeout=60)
+        wrong = subprocess.run([*PIPELINE, "nosuch=1"], stderr=full, timeout=60)
+    assert (sweep.returncode, wrong.returncode) == (2, 2)
+    assert "failed (2)" in sweep.stdout and (at / "outputs/sample/window.stride=8/manifest.json").is_file()
+
+
 def test_the_console_script_completes_groups_choices_and_keys(at):
     script = Path(sys.executable).with_name("pipeline")
     if not script.is_file():
