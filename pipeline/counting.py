@@ -23,7 +23,6 @@ from pipeline import cleaning, corpus, engine, fingerprint, plan, sample, split,
 from pipeline import config as configs
 from pipeline.arrow import flattened, joined, to_numpy
 from pipeline.cache import Entry
-from pipeline.errors import InputError
 from pipeline.files import Json, Stat
 from pipeline.sample import Block, Frame, Guess, ratio
 
@@ -101,11 +100,6 @@ class Input:
         """Bytes of its files, or of the members of archives: what the run will say that it read."""
         sizes = [source.bytes for source in self.planned.sources] if self.planned else [stat[1] for stat in self.found.values()]
         return sum(sizes)
-
-    @property
-    def files(self) -> int:
-        """Files that are not empty."""
-        return sum(stat[1] > 0 for stat in self.found.values())
 
     @property
     def shards(self) -> int:
@@ -189,27 +183,38 @@ def opened(config: configs.Config, folder: Path, entry: Entry | None) -> Ready:
 def recall(ready: Ready, one: Input, manifest: Json) -> None:
     """What the cache knows, by the manifest of `encode`."""
     assert one.encode is not None
-    ledger = manifest["ledger"]
-    exact = {name: Guess.of(count) for name, count in {**ledger["load"], **ledger["encode"]}.items()}
+    ledger = {stage: Counter(counts) for stage, counts in manifest["ledger"].items()}  # an empty part of a mixture has none
+    text, documents, ids = (Guess.of(counts[name]) for counts, name in (
+        (ledger["load"], "text_bytes"), (ledger["load"], "documents"), (ledger["encode"], "ids")))  # fmt: skip
     dtype = vocabulary.dtype(one.config.vocabulary, ready.tok.size)
     stream = steps.open_stream(one.encode, manifest["files"], dtype.name)
     one.cut = _cut(one.config, ready, ledger["encode"], dtype)
-    lengths = np.concatenate([stream.document_lengths(shard) for shard in range(len(stream.counts))])
+    lengths = np.concatenate([np.empty(0, np.int64), *map(stream.document_lengths, range(len(stream.counts)))])
     rows = Rows(*map(Guess.of, window.expect(*one.cut, lengths)))
-    one.counts = Counts(exact["text_bytes"], exact["documents"], exact["ids"], rows, lengths, True)
-    one.strange = ledger["encode"].get("unknown", 0) / max(1, ledger["encode"]["tokens"])
+    one.counts = Counts(text, documents, ids, rows, lengths, True)
+    one.strange = ledger["encode"]["unknown"] / max(1, ledger["encode"]["tokens"])
 
 
 def _cut(config: configs.Config, ready: Ready, marked: Json, dtype: np.dtype) -> Cut:
-    """How rows are cut, with the special tokens around each, where it gets any."""
-    settings, frame = steps.unmarked(config.window, ready.tok, marked)
-    framed = config.window.mode == "document" and config.window.special_tokens is not False
-    return settings, dtype, frame if framed else ((), (), False)
+    """How rows are cut, with the special tokens around each, where it gets any. Raises ConfigError as the run will."""
+    tok = ready.tok
+    settings, frame = steps.unmarked(config.window, tok, marked)
+    return settings, dtype, window.checked_frame(settings, dtype, steps.padding(tok), frame)
+
+
+def require_documents(one: Input) -> None:
+    """Raise InputError as the run will, with the reasons, where a corpus that is planned holds no document."""
+    assert one.planned is not None
+    counts: Counter[str] = Counter()
+    for shard in one.planned.shards:
+        for _ in corpus.load(shard, one.config.corpus, counts):
+            pass
+    corpus.require_documents(counts, one.planned)
 
 
 def draw(inputs: Sequence[Input], seed: int) -> None:
     """All of small corpora as one block each; of larger ones a sample. Raises InputError where one holds no document."""
-    every = sum(one.frame.bytes for one in inputs)
+    every = max(1, sum(one.frame.bytes for one in inputs))
     for one in inputs:
         budget = max(int(SAMPLE * one.frame.bytes / every), LEAST * sample.BLOCK if len(inputs) > 1 else 0)
         whole = _whole(one, min(budget, SAMPLE))
@@ -229,8 +234,8 @@ def _whole(one: Input, most: int) -> Block | None:
             size += len(text)
         if size > most:
             return None
-    if not whole.text:
-        raise InputError(f"read {one.files} files, {one.size} bytes, 0 usable documents.")
+    if not whole.text and not one.name:  # the weights of a mixture have their own say
+        require_documents(one)
     return whole
 
 

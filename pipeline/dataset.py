@@ -125,7 +125,7 @@ class WindowDataset:
             for name in self.manifest["files"]:
                 self._require_size(name)
         self._names = manifests.data_files(self.manifest)
-        rows = [self.manifest["files"][name]["rows"] for name in self._names]
+        rows = [self.manifest["files"][name].get("rows", 0) for name in self._names]
         self._starts: list[int] = [0, *np.cumsum(rows, dtype=np.int64).tolist()]
         self._files: list[_File | None] = [None] * len(rows)
         self._untouched = len(rows)

@@ -119,7 +119,7 @@ def _shared(left: Finished, right: Finished) -> int:
 def _files(dataset: Finished) -> list[tuple[str, str, int]]:
     """Name, hash and rows of the data files, in order."""
     notes = dataset.manifest["files"]
-    return [(name, notes[name]["sha256"], notes[name]["rows"]) for name in data_files(dataset.manifest)]
+    return [(name, notes[name]["sha256"], notes[name].get("rows", 0)) for name in data_files(dataset.manifest)]
 
 
 def _scatter(dataset: Finished, skip: int, place: Path, side: int) -> None:

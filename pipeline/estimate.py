@@ -51,7 +51,7 @@ from pipeline import config as configs
 from pipeline.arrow import joined
 from pipeline.cache import Cache, Entry
 from pipeline.counting import Counted, Input, Ready, Rows, product, total
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError
 from pipeline.files import Json
 from pipeline.sample import Guess
 
@@ -136,9 +136,9 @@ def find_inputs(config: configs.Config, cache: Cache) -> list[Input]:
         cut = (None, 0) if name else (config.split, config.window.context_length)
         planned = plan.look(corpus, found, cache, config.cache.trust_stat, engine.cores(), most, *cut)
         one = Input(name, replace(config, corpus=corpus), found, planned, sample.frame(corpus, found, planned))
-        if not one.frame.units:
-            raise InputError(f"read {len(found)} files, {one.size} bytes, 0 usable documents (reasons: empty files).")
         if planned is not None:
+            if not one.frame.units and not name:
+                counting.require_documents(one)
             one.load = keys.load_entry(_named(cache), one.config, planned.sha256)
         inputs.append(one)
     return inputs
@@ -176,6 +176,8 @@ class Look:
         planned = plan.together([one.planned for one in self.inputs if one.planned is not None])
         sources = [source.path for source in planned.sources]
         by_files = self.config.split.by == "files" and self.names != ("",)
+        if by_files:
+            split.require_matches(sources, self.config.split)
         files = split.assign_files(sources, self.config.split).tolist() if by_files else list(planned.sections) or None
         return keys.selection_entry(self.name, self.config, self.prints, files)
 
@@ -453,7 +455,7 @@ class Look:
             assert one.counts is not None
             if one.planned is None:
                 seconds += one.size / sha
-            if f"tokenize {one.name}".strip() in todo:
+            if one.frame.units and f"tokenize {one.name}".strip() in todo:
                 seconds += one.frame.bytes / (_load_rate(one) * cores)
                 seconds += one.counts.text.value * counted.seconds / max(1, counted.sampled)
         try:

@@ -76,12 +76,13 @@ def _problem(content: Json, export: bool) -> str | None:
         return None
     splits = content.get("splits", {})
     of_rows = [name for name in content["files"] if ROWS.fullmatch(name)]
-    shapes = (EVERY, {"files": {name: {"rows": SIZE} for name in of_rows}}, OF_SPLITS if splits != {} else OF_ROWS)
+    counted = {name: {"rows": SIZE} for name in of_rows if "rows" in content["files"][name]}
+    shapes = (EVERY, {"files": counted}, OF_SPLITS if splits != {} else OF_ROWS)
     if field := next((found for shape in shapes if (found := _wanting(content, shape))), None):
         return f"has no valid {field!r}"
     if unknown := [split for split in (*splits, content.get("split")) if split not in (*NAMES, None)]:
         return f"has a split {unknown[0]!r}"
-    rows = [content["files"][name]["rows"] for name in of_rows]
+    rows = [content["files"][name].get("rows", 0) for name in of_rows]
     if not rows or sum(rows) != content["rows"]:
         return f"says {content['rows']} rows, and {sum(rows)} of its files"
     return None

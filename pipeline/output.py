@@ -248,7 +248,7 @@ def describe(links: dict[str, File], texts: dict[str, bytes], manifest: Json) ->
 
     notes = {
         name: {"bytes": note["bytes"], "sha256": note["sha256"]}
-        | {k: v for k, v in note.get("counts", {}).items() if k == "rows"}
+        | ({"rows": note["counts"].get("rows", 0)} if "counts" in note else {})
         for name, (_, note) in links.items()
     }
     notes |= {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in texts.items()}

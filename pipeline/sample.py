@@ -91,8 +91,8 @@ class Guess:
 def ratio(total: float, sizes: Sequence[float], counts: Sequence[float], part: float) -> Guess:
     """The total that belongs to `total` bytes, from blocks of these sizes and counts; `part` of the corpus was read."""
     x, y = np.asarray(sizes, float), np.asarray(counts, float)
-    slope = y.sum() / x.sum()
-    value = float(total * y.sum() / x.sum())
+    slope = y.sum() / max(1.0, x.sum())
+    value = float(total * y.sum() / max(1.0, x.sum()))
     if part >= 1:
         return Guess(value, value, value)
     if len(x) < 2:

@@ -346,17 +346,21 @@ def make_windows(line: Line, config: configs.Config, planned: plan.Plan, ready: 
     corpus.require_documents(Counter(ids.ledger["load"]), planned)
     tok = ready.open()
     stream = ids.stream()
-    pad = tok.eos_id if tok.pad_id is None else tok.pad_id
     sources = [source.path for source in planned.sources]
     settings, frame = unmarked(config.window, tok, ids.ledger["encode"])
     order = config.split.seed if config.split.shuffle == "windows" else None
     try:
-        windows = window.plan(settings, stream.counts, stream.dtype, pad, frame, stream, sources, order)
+        windows = window.plan(settings, stream.counts, stream.dtype, padding(tok), frame, stream, sources, order)
     except InputError as error:
         raise InputError(f"split {ids.split}: {error}" if ids.split else str(error)) from error
     require_space(line.cache.root, line.cache.held(windows.bytes - entry.stored()))
     step = Step(entry, partial(_window, stream=stream, windows=replace(windows, shards=())))  # each is an item by itself
     return entry, line.fulfil([step], list(windows.shards), windows.bytes, ids.ledger, windows.ledger)
+
+
+def padding(tok: tokenizer.Tokenizer) -> int | None:
+    """The ID that fills rows: of the pad token, or the end mark where there is none; None where there is neither."""
+    return tok.eos_id if tok.pad_id is None else tok.pad_id
 
 
 def unmarked(settings: configs.Window, tok: tokenizer.Tokenizer, marked: Json) -> tuple[configs.Window, window.Frame]:

@@ -204,7 +204,7 @@ class Finished:
     def _shards(self) -> tuple[list[str], np.ndarray]:
         """The files of rows, and the first row of each; behind them the number of rows."""
         notes, names = self.manifest["files"], manifests.data_files(self.manifest)
-        return names, adjoin([notes[name]["rows"] for name in names])
+        return names, adjoin([notes[name].get("rows", 0) for name in names])
 
     @cached_property
     def _batches(self) -> Callable[[str], list[pa.RecordBatch]]:

@@ -133,7 +133,7 @@ def plan(
     a token that is needed, or the rows would take more than `window.max_bytes`.
     """
     dtype = np.dtype(dtype)
-    frame = _checked_frame(w, dtype, pad_id, frame)
+    frame = checked_frame(w, dtype, pad_id, frame)
     ledger: dict[str, int] = {}
     edges, longest = [0], 0
     for index, lengths in _lengths(w, counts, stream):
@@ -496,7 +496,7 @@ def _bytes(w: config.Window, dtype: np.dtype[Any], frame: Frame, rows: int, slot
     return slots * columns
 
 
-def _checked_frame(w: config.Window, dtype: np.dtype[Any], pad_id: int | None, frame: Frame | None) -> Frame:
+def checked_frame(w: config.Window, dtype: np.dtype[Any], pad_id: int | None, frame: Frame | None) -> Frame:
     """The special tokens to put around each document, after a check of all that depends on the tokenizer."""
     if _pads(w) and pad_id is None:
         why = "window.tail=pad" if w.mode == "sliding" else "window.mode=document"

@@ -377,3 +377,38 @@ def test_of_200_mb_95_of_100_seeds_are_within_2_percent_from_8_mb_and_the_disk_w
     disk = said.disk.value / sum(stage.bytes for stage in made.stages) - 1
     print(f"of {seeds} {near} within 2 %, {held} ranges hold the truth, {most:,} bytes at most, disk {disk:+.2%}")
     assert near >= 0.95 * seeds and held >= 0.9 * seeds and most <= 8_000_000 and abs(disk) < 0.05
+
+
+@pytest.mark.parametrize("text", [b"", b" \n"])
+def test_a_part_of_a_mixture_that_holds_nothing_is_let_lie_as_by_the_run(at, text):
+    (at / "w.txt").write_text(lines(20))
+    (at / "e.txt").write_bytes(text)
+    parts = ["corpus=mixture", "++corpus.parts.w.paths=[w.txt]", "++corpus.parts.e.paths=[e.txt]", "tokenizer=bytes"]
+    config = composed(*parts, "++corpus.parts.e.weight=0", "window.context_length=8", "embedding=none")
+    for _ in ("before", "after"):
+        said = estimate.estimate(config)
+        assert said.rows.exact and said.rows.value == run(config).rows
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["corpus.paths=[blank.txt]"],
+        ["corpus.paths=[empty.txt]"],
+        ["corpus.paths=[in.txt]", "corpus.min_characters=10000"],
+        ["corpus.paths=[in.txt,two.txt]", "split.by=files", "split.validation_files=['*.txt']"],
+        ["corpus.paths=[in.txt]", "tokenizer=wordpiece", "window=document", "window.truncate=true", "window.context_length=2"],
+    ],
+)
+def test_what_cannot_be_is_said_in_the_words_of_the_run(at, options):
+    (at / "in.txt").write_text(lines(3))
+    (at / "two.txt").write_text(lines(3))
+    (at / "blank.txt").write_text(" \n\n")
+    (at / "empty.txt").write_text("")
+    config = composed("corpus=text", "embedding=none", *options)
+    said = []
+    for look in (estimate.estimate, run):
+        with pytest.raises((ConfigError, InputError)) as error:
+            look(config)
+        said.append(str(error.value))
+    assert said[0] == said[1]

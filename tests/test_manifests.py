@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import composed
-from pipeline import manifests, open_dataset, tools
+from pipeline import diff, manifests, open_dataset, tools, trace
 from pipeline.errors import IntegrityError
 from pipeline.exports import export
 from pipeline.files import seal, unseal
@@ -54,6 +54,28 @@ def resealed(folder: Path, change: str) -> Path:
     CHANGES[change](manifest)
     (copy / "manifest.json").write_bytes(seal(manifest))
     return copy
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_file_of_no_rows_is_a_file_of_a_dataset_whether_its_manifest_says_so_or_not(at, said):
+    (at / "in").mkdir()
+    for name, text in {"a": "one", "b": "some words, and more", "c": "two", "d": "the last of them"}.items():
+        (at / "in" / f"{name}.txt").write_text(text)
+    overrides = (*LINE, "corpus.paths=[in]", "corpus.shard_bytes=1", "window.cross_documents=false", "name=a")
+    folder = run(composed(*overrides)).folder
+    manifest = unseal(folder / "manifest.json")
+    rows = [manifest["files"][name]["rows"] for name in manifests.data_files(manifest)]
+    assert 0 in rows and sum(rows) == manifest["rows"] > 0
+    if not said:
+        for name in manifests.data_files(manifest):
+            if not manifest["files"][name]["rows"]:
+                del manifest["files"][name]["rows"]
+        (folder / "manifest.json").write_bytes(seal(manifest))
+    assert len(open_dataset(folder)) == manifest["rows"]
+    last = trace.trace(trace.Finished(folder), -1)
+    assert [piece.path for piece in last] == ["in/d.txt"]
+    assert diff.diff(folder, folder).same == manifest["rows"]
+    assert run(composed(*overrides)).rows == manifest["rows"]
 
 
 @pytest.mark.slow
