@@ -351,8 +351,9 @@ class Finished:
         for own in np.split(np.arange(len(chosen)), np.flatnonzero(np.diff(source)) + 1) if len(chosen) else ():
             number = int(source[own[0]])
             path, member = self.locate(number)
-            stat = places.file_stat(path)
-            anywhere = not member and sample.anywhere(self.corpus(number), [path])
+            stat, settings = places.file_stat(path), self.corpus(number)
+            by_rows = plan.file_format(str(self.sources[number]["path"]), settings) == "parquet"
+            anywhere = not member and (by_rows or sample.anywhere(settings, [path]))
             apart = own[1:][start[own[1:]] - end[own[:-1]] > GAP] if anywhere else []
             for begin, stop in itertools.pairwise([int(own[0]), *map(int, apart), int(own[-1]) + 1]):
                 low, high = (int(start[begin]), int(end[stop - 1])) if anywhere else (0, stat[1])

@@ -125,6 +125,16 @@ def test_where_the_file_holds_other_bytes_the_range_within_the_text_is_given_alo
     assert all(piece.file is None for row in range(dataset.rows) for piece in trace.trace(dataset, row))
 
 
+@pytest.mark.parametrize("options", [["corpus.format=auto"], ["corpus.format=parquet", "corpus.max_characters=30"]])
+def test_rows_of_parquet_are_found_again_however_the_run_came_to_them(at, options):
+    texts = [f"{line} {number}" for number, line in enumerate(LINES * 2)]
+    pq.write_table(pa.table({"text": texts}), at / "in.parquet", row_group_size=4)
+    dataset = prepared("corpus=text", "corpus.paths=[in.parquet]", *options)
+    kept = [text for text in texts if len(text) <= 30 or "auto" in options[0]]
+    require_thread(dataset, kept, exact=False)
+    assert [place.document for place in trace.find(dataset, "x 9")] == [len(kept) - 1]
+
+
 def test_what_is_said_of_very_many_files_stands_beside_the_manifest(at, monkeypatch):
     for number in range(4):
         (at / f"{number}.txt").write_text("".join(f"{line} {n}\n" for n in range(9) for line in LINES[number:]))
