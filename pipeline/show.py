@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SPACES = str.maketrans({" ": "·", "\n": "⏎", "\t": "→", "▁": "·"})  # ▁ is how SentencePiece spells a space
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")  # of the sixteen that every terminal maps to its theme
 MOST = 2000  # bytes or tokens of a document that are drawn
+LONGEST = 64  # characters of a token that are drawn
 FEW = 5  # rows of a stage, places of a token
 
 
@@ -59,8 +60,9 @@ def show(
 
 
 def spelt(dataset: Finished, i: int) -> str:
-    """The token of an ID as `spell` gives it."""
-    return spell(dataset.vocabulary.get(i, f"[{i}]"), dataset.letters)
+    """The token of an ID as `spell` gives it; of a very long one the beginning."""
+    token = spell(dataset.vocabulary.get(i, f"[{i}]"), dataset.letters)
+    return token if len(token) <= LONGEST else f"{token[: LONGEST - 1]}…"
 
 
 def spell(token: str, letters: dict[str, int]) -> str:
@@ -138,7 +140,7 @@ def draw_token(dataset: Finished, token: str) -> "Text":
     from rich.text import Text
 
     numbers = {name: i for i, name in dataset.vocabulary.items()}
-    told = {spelt(dataset, i): i for i in dataset.vocabulary}
+    told = {spell(token, dataset.letters): i for i, token in dataset.vocabulary.items()}
     i = numbers.get(token, told.get(token.translate(SPACES)))
     if i is None and token.isdecimal():
         i = int(token)
@@ -148,7 +150,8 @@ def draw_token(dataset: Finished, token: str) -> "Text":
         near = difflib.get_close_matches(token, told, 3)
         hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
         raise ConfigError(f"{token!r} is no token and no ID of this vocabulary of {len(numbers):,}.{hint}")
-    out = Text().append("token ", "bold").append(spelt(dataset, i), f"bold {colour(i)}").append(f"  ID {i:,}", "bold")
+    whole = spell(dataset.vocabulary[i], dataset.letters)
+    out = Text().append("token ", "bold").append(whole, f"bold {colour(i)}").append(f"  ID {i:,}", "bold")
     out.append(" of {:,}{}\n".format(len(numbers), ", special" if dataset.vocabulary[i] in dataset.tokenizer.special else ""))
     places: list[tuple[int, int]] = []
     rows = 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import composed
-from pipeline import cli, report, tools, trace
+from pipeline import cli, report, show, tools, trace
 from pipeline import config as configs
 from pipeline.files import unseal
 from pipeline.run import Outcome, run
@@ -98,6 +98,16 @@ def test_hostile_text_stays_text(at):
         raw = (outcome.folder / "report.html").read_text("utf-8")
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", raw)
         assert "<script>window.canary" not in raw and "<img" not in raw and "<b onclick" not in raw
+
+
+def test_of_a_very_long_token_the_page_draws_the_beginning(at):
+    word = "x" * 20_000
+    (at / "in.txt").write_text(f"{word} and {word}y and some more words")
+    made = run(composed("corpus=text", "corpus.paths=[in.txt]", "tokenizer=words", "window.context_length=4", "embedding=none"))
+    page = report.page(trace.Finished(made.folder))
+    assert "x" * 63 + "…" in page and "x" * 64 not in page
+    drawn = str(show.show(made.folder, token=word))
+    assert drawn.count(word) == 1 and "…" in drawn
 
 
 def test_words_of_any_shape_are_escaped_where_they_are_drawn(at):
