@@ -50,7 +50,7 @@ from pipeline import (
 from pipeline import config as configs
 from pipeline.arrow import joined
 from pipeline.cache import Cache, Entry
-from pipeline.counting import Counted, Input, Ready, Rows, product, total
+from pipeline.counting import Counted, Counts, Input, Ready, Rows, product, total
 from pipeline.errors import ConfigError
 from pipeline.files import Json
 from pipeline.sample import Guess
@@ -283,12 +283,10 @@ class Look:
             sizes = np.array([part.end - part.start for shard in one.planned.shards for part in shard.parts], float)
             part = [float(sizes[one.owners == nth].sum() / sizes.sum()) for nth in range(len(self.names))]
             return {name: Guess(n, n * 0.95, min(1.0, n * 1.05)) for name, n in zip(self.names, part, strict=True)}
-        lengths = counts.lengths if len(counts.lengths) else np.ones(1)
-        documents = max(1.0, counts.documents.value * float(lengths.mean() ** 2 / (lengths**2).mean()))  # of equal weight
         made = {}
         for name in self.names:
             share = split.fractions(settings)[name]
-            chance = sample.NORMAL * math.sqrt(share * (1 - share) / documents)
+            chance = _chance(counts, share)
             made[name] = Guess(share, max(0.0, share - chance), min(1.0, share + chance))
         return made
 
@@ -315,12 +313,23 @@ class Look:
                 self.drawn[place], wanted[place] = own[drawn.order], drawn.used
         return [target / max(ids.value, 1) for target, ids in zip(wanted, has, strict=True)]
 
+    def often(self, nth: int, times: float) -> Guess:
+        """`times` of an input; where documents are drawn in a random order, which are left out at its end is not known."""
+        one = self.inputs[nth]
+        if not self.mixed or nth in self.drawn or one.counts is None:
+            return Guess.of(times)
+        chance = _chance(one.counts, times % 1, self.shares(one)[self.names[0]].value)
+        return Guess(times, max(0.0, times - chance), times + chance)
+
     def parts(self, times: list[float]) -> Json:
         """Of each part of a mixture what was asked and what is expected."""
         if not self.mixed:
             return {}
         asked = {name: part.weight for name, part in self.config.corpus.parts.items()}
-        used = {one.name: ids.times(n) for one, ids, n in zip(self.inputs, self.has(), times, strict=True)}
+        used = {
+            one.name: product(ids, self.often(nth, times[nth]))
+            for nth, (one, ids) in enumerate(zip(self.inputs, self.has(), strict=True))
+        }
         every = sum(ids.value for ids in used.values())
         return {
             name: {
@@ -340,8 +349,8 @@ class Look:
         ]
         cut = self.inputs[0].cut
         assert cut is not None
-        for one, n in zip(self.inputs, times, strict=True):
-            used = self.shares(one)[name].times(n if train else 1.0)
+        for nth, one in enumerate(self.inputs):
+            used = product(self.shares(one)[name], self.often(nth, times[nth]) if train else Guess.of(1))
             assert one.counts is not None
             ids.append(product(one.counts.ids, used))
             rows.append(one.counts.rows.times(used))
@@ -565,6 +574,13 @@ class Look:
             self.notes.append(
                 f"documents that do not fit a row: {many}; the run will end with an error: set window.truncate=true."
             )
+
+
+def _chance(counts: Counts, share: float, part: float = 1.0) -> float:
+    """How far the IDs of a `share` of the documents, drawn from a `part` of them, may be from that share of the IDs."""
+    lengths = counts.lengths if len(counts.lengths) else np.ones(1)
+    documents = max(1.0, part * counts.documents.value * float(lengths.mean() ** 2 / (lengths**2).mean()))  # of equal weight
+    return sample.NORMAL * math.sqrt(share * (1 - share) / documents)
 
 
 def _load_rate(one: Input) -> float:

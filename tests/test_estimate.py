@@ -412,3 +412,17 @@ def test_what_cannot_be_is_said_in_the_words_of_the_run(at, options):
             look(config)
         said.append(str(error.value))
     assert said[0] == said[1]
+
+
+def test_rows_of_documents_that_a_mixture_will_draw_at_random_are_not_called_exact(at):
+    (at / "a.txt").write_text(lines(40))
+    (at / "b.txt").write_text(lines(60, 1))
+    parts = [f"++corpus.parts.{name}.paths=[{name}.txt]" for name in "ab"] + ["++corpus.parts.b.document=line"]
+    options = ["corpus=mixture", "++corpus.parts.a.document=line", "++corpus.parts.a.weight=2", "tokenizer=words", *parts]
+    config = composed(*options, "window.context_length=8", "window.cross_documents=false", "embedding=none")
+    drawn = estimate.estimate(config)
+    config.split.shuffle = "documents"
+    said, made = estimate.estimate(config), run(config)
+    assert drawn.rows.exact and not said.rows.exact and said.rows.low <= made.rows <= said.rows.high < 2 * made.rows
+    part = said.mixture["b"]["tokens"]
+    assert part.low <= made.mixture["b"]["tokens"] <= part.high
