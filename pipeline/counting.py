@@ -122,6 +122,8 @@ class Input:
                 corpus.load(shard, config.corpus, Counter()), config.selection, False, config.split, Counter()
             )
         ]
+        if not prints:
+            return np.empty(0, np.int8)
         if config.split.by == "column":
             return np.concatenate([to_numpy(batch["split"]) for batch in prints])
         if config.split.by == "files":

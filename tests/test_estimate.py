@@ -380,10 +380,19 @@ def test_of_200_mb_95_of_100_seeds_are_within_2_percent_from_8_mb_and_the_disk_w
 
 
 @pytest.mark.parametrize("text", [b"", b" \n"])
-def test_a_part_of_a_mixture_that_holds_nothing_is_let_lie_as_by_the_run(at, text):
+@pytest.mark.parametrize("splits", [[], ["split.validation=0.3"], ["split.by=files", "split.validation_files=['v*.txt']"]])
+def test_a_part_of_a_mixture_that_holds_nothing_is_let_lie_as_by_the_run(at, text, splits):
     (at / "w.txt").write_text(lines(20))
+    (at / "v.txt").write_text(lines(20, 1))
     (at / "e.txt").write_bytes(text)
-    parts = ["corpus=mixture", "++corpus.parts.w.paths=[w.txt]", "++corpus.parts.e.paths=[e.txt]", "tokenizer=bytes"]
+    parts = [
+        "corpus=mixture",
+        "++corpus.parts.w.paths=[w.txt,v.txt]",
+        "++corpus.parts.w.document=line",
+        *splits,
+        "++corpus.parts.e.paths=[e.txt]",
+        "tokenizer=bytes",
+    ]
     config = composed(*parts, "++corpus.parts.e.weight=0", "window.context_length=8", "embedding=none")
     for _ in ("before", "after"):
         said = estimate.estimate(config)
