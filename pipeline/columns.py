@@ -232,5 +232,6 @@ def take(columns: dict[Key, pa.Array], places: np.ndarray) -> dict[Key, pa.Array
 
 
 def null_rows(column: pa.Array) -> np.ndarray:
-    """The places of the nulls, int64."""
-    return np.flatnonzero(flags(column.is_null())) if column.null_count else np.empty(0, np.int64)
+    """The places of the nulls, int64; a value of a dictionary may be one."""
+    some = column.null_count or (pa.types.is_dictionary(column.type) and column.dictionary.null_count)
+    return np.flatnonzero(flags(column.is_null())) if some else np.empty(0, np.int64)

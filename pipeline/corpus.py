@@ -68,6 +68,9 @@ def identity(corpus: Corpus) -> dict[str, object]:
     if corpus.format != "text":
         common |= {"text_column": corpus.text_column}
     plain = Corpus()
+    bounded = corpus.on_bad_row == "skip" or corpus.format in ("warc", "auto")  # what is too long to be held is left out
+    if bounded and corpus.max_document_bytes != plain.max_document_bytes:
+        common |= {"max_document_bytes": corpus.max_document_bytes}
     return common | {name: getattr(corpus, name) for name in ASKED if getattr(corpus, name) != getattr(plain, name)}
 
 

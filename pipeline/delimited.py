@@ -27,6 +27,7 @@ from pipeline.rejects import BadRow, Rejects
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 MANY = 1 << 14  # rows in a batch
+LONE = r"a lone carriage return (\r) outside of quotes; make it \n, which alone ends a line"
 
 
 class _Lines:
@@ -112,21 +113,21 @@ def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> 
         try:
             fields = next(parser, None)
         except csv.Error as error:
-            problem = str(error)
+            problem = LONE if str(error).startswith("new-line character") else str(error)
         start, (raw, wrong, grown) = lines.begin, lines.row()
         if fields is None and not problem:
             break
         counts["syntax_bytes"] += len(raw)
+        if not fields and not problem:  # a blank line
+            continue
         if header is None:
             if problem:
                 raise InputError(f"{content.name!r} line {content.line_and_byte(start)[0]}: {problem} in the header.")
             if wrong is not None and corpus.errors == "strict":
                 raise not_utf8(content, start, raw, wrong, "Set corpus.errors=replace")()
             counts.update(recoded_bytes=grown, syntax_bytes=grown)
-            header = fields
-            places = {name: _place(header or [], name, content, corpus) for name in wanted.all}
-            continue
-        if not fields and not problem:  # a blank line
+            header = fields or []
+            places = {name: _place(header, name, start, content, corpus) for name in wanted.all}
             continue
         if not problem and len(fields or ()) != len(header):
             problem = f"{len(fields or ())} fields, the header has {len(header)}"
@@ -152,11 +153,12 @@ def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> 
         yield from flush()
 
 
-def _place(header: list[str], name: str, content: Content, corpus: Corpus) -> int:
+def _place(header: list[str], name: str, start: int, content: Content, corpus: Corpus) -> int:
     if header.count(name) > 1:
         raise InputError(f"{content.name!r}: column {name!r} is given {header.count(name)} times in the header.")
     if name not in header:
-        raise ConfigError(f"{content.name!r} line 1: {missing(name, [repr(one) for one in header], header[:0], corpus)}")
+        line, _ = content.line_and_byte(start)
+        raise ConfigError(f"{content.name!r} line {line}: {missing(name, [repr(one) for one in header], header[:0], corpus)}")
     return header.index(name)
 
 

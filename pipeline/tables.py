@@ -164,10 +164,11 @@ def _pieces(
     """The documents of a batch whose first row is `row`, a few rows at a time; a row that is too long to be held is bad."""
     found = {name: take_column(batch, way) for name, way in ways.items()}
     sizes = sum((_sizes(found[name]) for name in columns(corpus).text), start=np.zeros(len(batch), np.int64))
-    edges = adjoin(sizes)
+    edges, long = adjoin(sizes), np.append(np.flatnonzero(sizes > corpus.max_document_bytes), len(batch))
     low = 0
     while low < len(batch):
         high = max(low + 1, int(np.searchsorted(edges, edges[low] + PIECE, "right")) - 1)
+        high = max(low + 1, min(high, int(long[np.searchsorted(long, low)])))
         if sizes[low] > corpus.max_document_bytes:
             rejects.bad(content, row + low, row + low + 1, b"", _too_long(content, row + low, corpus), size=int(sizes[low]))
             counts["bytes"] += int(sizes[low])
@@ -179,12 +180,19 @@ def _pieces(
 
 
 def _sizes(column: pa.Array) -> np.ndarray:
-    """Bytes of each value of a column of strings, int64 `[rows]`; what a null has does not matter."""
+    """Bytes of each value of a column of strings, int64 `[rows]`; a null has none."""
+    sizes = _lengths(column)
+    sizes[null_rows(column)] = 0
+    return sizes
+
+
+def _lengths(column: pa.Array) -> np.ndarray:
+    """The same, but for nulls, which may have any number."""
     if pa.types.is_dictionary(column.type):
         if column.null_count == len(column):
             return np.zeros(len(column), np.int64)
         indices = column.indices.fill_null(0) if column.null_count else column.indices
-        sizes: np.ndarray = _sizes(column.dictionary)[to_numpy(indices)]
+        sizes: np.ndarray = _lengths(column.dictionary)[to_numpy(indices)]
         return sizes
     if column.type == pa.string_view():  # 16 bytes each, the first four of which are its length
         views = np.frombuffer(column.buffers()[1] or b"", np.int32).reshape(-1, 4)
@@ -202,6 +210,8 @@ def _edges(column: pa.Array) -> np.ndarray:
 
 def _plain(column: pa.Array) -> pa.Array:
     """A column of which rows can be taken: Arrow takes none of views."""
+    if pa.types.is_dictionary(column.type) and column.type.value_type == pa.string_view():
+        return pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.string()))
     return column.cast(pa.string()) if column.type == pa.string_view() else column
 
 

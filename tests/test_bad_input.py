@@ -350,6 +350,15 @@ def test_a_giant_line_is_passed_over_in_bounded_memory(at: Path, monkeypatch: py
     assert (counts["documents"], counts["dropped_bad_documents"], counts["dropped_bad_bytes"]) == (2, 1, 5011)
 
 
+@pytest.mark.row("B10")
+def test_rows_that_were_too_long_come_back_where_longer_ones_are_asked_for(at: Path, ends: End) -> None:
+    (at / "x").write_bytes(ROW + b'{"text":"' + b"b" * 5000 + b'"}\n' + ROW)
+    for more, documents in ((["corpus.max_document_bytes=200"], 2), ([], 3)):
+        code, err = ends("corpus=jsonl", "corpus.paths=[x]", "corpus.on_bad_row=skip", "name=x", *more)
+        assert code == 0, err
+        assert json.loads(Path("outputs/x/manifest.json").read_text())["ledger"]["load"]["documents"] == documents
+
+
 SHAPES = {
     "no space": lambda n: "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=n)),
     "one character": lambda n: "a" * n,
@@ -423,6 +432,34 @@ def test_columns_are_taken_in_pieces_whatever_holds_them(
     assert counts["dropped_bad_documents"] == 2 + sum(len(text) > 100 for text in texts)
     settings.on_bad_row = "error"
     with pytest.raises(InputError, match=r"row 7 is longer than corpus\.max_document_bytes=100|row 50: column 'text' is null"):
+        loaded(settings, Counter())
+
+
+@pytest.mark.row("B10", "B17")
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_a_row_of_a_table_that_is_too_long_is_bad_wherever_it_stands(kind: pa.DataType, form: str, at: Path) -> None:
+    path = written(table_of(["ferry", None, "fog" * 40, "fog", "fog" * 50], kind), form, at / "x")
+    settings = Corpus(format=form, paths=[str(path)], on_bad_row="skip", max_document_bytes=100)
+    counts: Counter[str] = Counter()
+    assert loaded(settings, counts) == ["ferry", "fog"]
+    assert counts["dropped_bad_bytes"] == 270
+    settings.max_document_bytes = 130
+    assert loaded(settings, Counter()) == ["ferry", "fog" * 40, "fog"]
+
+
+@pytest.mark.row("B17")
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_a_null_among_the_values_of_a_dictionary_is_a_null_of_each_of_its_rows(kind: pa.DataType, at: Path) -> None:
+    values = pa.array(["ferry", None, "fog"], kind)
+    column = pa.DictionaryArray.from_arrays(pa.array([2, 1, 1, 0], pa.int32()), values)
+    path = written(pa.table({"text": column, "note": column}), "arrow", at / "x")
+    settings = Corpus(format="arrow", paths=[str(path)], on_bad_row="skip", metadata=["note"])
+    counts: Counter[str] = Counter()
+    assert loaded(settings, counts) == ["fog", "ferry"]
+    assert counts["dropped_bad_documents"] == 2
+    settings.on_bad_row = "error"
+    with pytest.raises(InputError, match="row 1: column 'text' is null"):
         loaded(settings, Counter())
 
 

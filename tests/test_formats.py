@@ -265,6 +265,21 @@ def test_a_csv_column_that_is_missing_or_given_twice_is_named(tmp_path: Path) ->
         read(Corpus(format="csv", paths=[str(path)], text_column="body"), tmp_path)
 
 
+def test_blank_lines_may_stand_before_the_header_of_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_bytes(b"\r\n\nid,text\n\n1,a\n")
+    assert read(Corpus(format="csv", paths=[str(path)]), tmp_path) == ["a"]
+    with pytest.raises(ConfigError, match=r"line 3: no column 'body'; found: 'id', 'text'"):
+        read(Corpus(format="csv", paths=[str(path)], text_column="body"), tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"id,text\r1,a\r", b"id,text\n1,a\rb\n"])
+def test_a_lone_carriage_return_outside_of_quotes_of_a_csv_is_said_to_be_one(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_bytes(data)
+    with pytest.raises(InputError, match=r"line [12]: a lone carriage return \(\\r\) outside of quotes; make it \\n"):
+        read(Corpus(format="csv", paths=[str(tmp_path / "in.csv")]), tmp_path)
+
+
 @pytest.mark.parametrize("template", ["{", "{0!r}", "{a:3}", "no column", "{}"])
 def test_a_template_that_names_no_column_is_refused(template: str, tmp_path: Path) -> None:
     (tmp_path / "in").write_text('{"text":"a"}')
