@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.arrow import joined, numbers, string_bytes, text_bytes
+from pipeline.arrow import call, joined, numbers, string_bytes, text_bytes, to_numpy
 from pipeline.batches import SCHEMA, Batches, make_batch, row_bytes
 from pipeline.config import Corpus
 from pipeline.content import Content, Counts
@@ -109,13 +109,14 @@ def _unmangled() -> Callable[[str], str]:
 def _kept(batch: pa.RecordBatch, content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> pa.RecordBatch:
     """The rows that no rule leaves out."""
     data, offsets = string_bytes(batch["text"])
-    begins = np.append(0, np.cumsum((data & 0xC0) != 0x80, dtype=np.int64))
-    length = begins[offsets[1:]] - begins[offsets[:-1]]
     reasons: dict[int, str] = {}
-    if corpus.min_characters is not None:
-        reasons |= dict.fromkeys(np.flatnonzero(length < corpus.min_characters).tolist(), "short")
-    if corpus.max_characters is not None:
-        reasons |= dict.fromkeys(np.flatnonzero(length > corpus.max_characters).tolist(), "long")
+    least, most = corpus.min_characters, corpus.max_characters
+    if least is not None or most is not None:
+        length = to_numpy(call("utf8_length", batch["text"]))
+        if least is not None:
+            reasons |= dict.fromkeys(np.flatnonzero(length < least).tolist(), "short")
+        if most is not None:
+            reasons |= dict.fromkeys(np.flatnonzero(length > most).tolist(), "long")
     include, exclude = (re.compile(pattern) if pattern else None for pattern in (corpus.include, corpus.exclude))
     for row in range(len(batch)) if include or exclude else ():
         if row not in reasons:

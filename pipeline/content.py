@@ -57,6 +57,7 @@ class Opener:
         self.file: File | None = None
         self._path = ""
         self._archive: Any = None  # of archives.py
+        self._second: Opener | None = None
 
     def __enter__(self) -> "Opener":
         return self
@@ -66,9 +67,16 @@ class Opener:
 
     def close(self) -> None:
         """Let go of the file."""
+        if self._second is not None:
+            self._second.close()
         if self.file is not None:
             self.file.close()
         self.file, self._path, self._archive = None, "", None
+
+    def second(self) -> "Opener":
+        """Another one, which follows this one through the same parts to count their lines."""
+        self._second = self._second or Opener(self.corpus)
+        return self._second
 
     def open(self, part: Part) -> File:
         """Open the file that a part lies in. Raises OSError."""
@@ -82,24 +90,24 @@ class Opener:
         file = self.file
         assert file is not None
         if not part.member:
-            return Content(part, self.corpus, file)
+            return Content(part, self, file)
         if self._archive is None:
             from pipeline import archives
 
             self._archive = archives.open_archive(file, part.stat[1] or file.stat()[1], part.path, self.corpus)
             if self._archive is None:
                 raise InputError(f"{part.path!r} is no archive any more; nothing was published from it. Run again.")
-        return Content(part, self.corpus, stream=self._archive.member(part.member))
+        return Content(part, self, stream=self._archive.member(part.member))
 
 
 class Content:
     """The decompressed bytes of a part."""
 
-    def __init__(self, part: Part, corpus: Corpus, file: File | None = None, stream: Stream | None = None) -> None:
-        self.part, self.corpus = part, corpus
+    def __init__(self, part: Part, opener: Opener, file: File | None = None, stream: Stream | None = None) -> None:
+        self.part, self.opener, self.corpus = part, opener, opener.corpus
         self.name = f"{part.path}!{part.member}" if part.member else part.path
         self.source, self.start = part.source, part.start
-        self.format = file_format(part.member or part.path, corpus)
+        self.format = file_format(part.member or part.path, self.corpus)
         self.rowwise = self.format in ("parquet", "arrow")  # positions are rows, not bytes
         self._file, self._stream = file, stream
         self._waiting, self._first, self._over = b"", 0, False  # of a stream: read ahead, where that begins, all read?
@@ -191,12 +199,6 @@ class Content:
             self._lines = Lines(self)
         return self._lines.find(position)
 
-    def close(self) -> None:
-        """Let go of what was opened to count lines."""
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
-
     def as_text(self, counts: Counts) -> tuple[Read, int]:
         """How to read it as UTF-8, and the position at which its text begins, behind a byte-order mark."""
         if not is_utf8(self.corpus):
@@ -238,14 +240,13 @@ class Content:
 
 
 class Lines:
-    """Counts the lines of a content's text, reading it a second time from the beginning of the file."""
+    """Counts the lines of a content's text, reading it a second time from the beginning of the file or of the member."""
 
     def __init__(self, content: Content) -> None:
-        part = content.part
-        self._opener = Opener(content.corpus)
+        part, opener = content.part, content.opener.second()
         whole = part if part.member else Part(part.source, part.path, 0, part.end, part.end, "", part.stat)
-        self._opener.open(whole)
-        again = self._opener.content(whole)
+        opener.open(whole)
+        again = opener.content(whole)
         self._read: Read = again.read if is_utf8(content.corpus) else again._recoded(Counter())
         self._line, self._start, self._at = 1, 0, 0
 
@@ -260,7 +261,3 @@ class Lines:
             if final:
                 break
         return self._line, position - self._start + 1
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._opener.close()

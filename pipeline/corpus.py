@@ -142,18 +142,15 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool, reject: Ca
                 if stat != part.stat:
                     require_planned(file, part, corpus)
                 content = opener.content(part)
-                try:
-                    documents = _reader(content.format)(content, corpus, counts, rejects)
-                    if cleaning.asked(corpus):
-                        documents = cleaning.clean(documents, content, corpus, counts, rejects)
-                    for batch in documents:
-                        data, _ = string_bytes(batch["text"])
-                        size += len(data)
-                        if len(data) and not data.min():  # most text has none, and to see that is faster than to count
-                            nul += len(data) - int(np.count_nonzero(data))
-                        yield batch
-                finally:
-                    content.close()
+                documents = _reader(content.format)(content, corpus, counts, rejects)
+                if cleaning.asked(corpus):
+                    documents = cleaning.clean(documents, content, corpus, counts, rejects)
+                for batch in documents:
+                    data, _ = string_bytes(batch["text"])
+                    size += len(data)
+                    if len(data) and not data.min():  # most text has none, and to see that is faster than to count
+                        nul += len(data) - int(np.count_nonzero(data))
+                    yield batch
                 if rehash or file.stat() != stat:
                     require_planned(file, part, corpus)
             except FileNotFoundError as error:

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import tarfile
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import EVERYTHING, composed
-from pipeline import corpus, json_records, plan
+from pipeline import archives, corpus, json_records, plan
 from pipeline.arrow import read_batches
 from pipeline.cache import Cache
 from pipeline.config import Config, Corpus, check
@@ -70,6 +71,24 @@ def test_members_of_archives_are_sources_of_their_own(form: str, kind: str, tmp_
     assert [source.path for source in planned.sources] == [f"{path}!b/two.gz", f"{path}!{long}"]
     with pytest.raises(InputError, match=r"is an archive \(.*set corpus\.archives=true|not a readable"):
         read(Corpus(format=form.split()[0], paths=[str(path)]), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_an_archive_is_read_once_more_to_count_lines_however_many_members_have_bad_rows(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {f"{n}.jsonl": b'{"text": "fog"}\n{"text": tru}\n' for n in range(9)}
+    (tmp_path / "in").write_bytes(zipped(members) if kind == "zip" else tarred(members, "w:gz"))
+    opened: list[str] = []
+    plain = archives.open_archive
+    monkeypatch.setattr(archives, "open_archive", lambda *given: opened.append("") or plain(*given))
+    asked = Corpus(format="jsonl", paths=[str(tmp_path / "in")], archives=True, on_bad_row="skip")
+    rejected: list[bytes] = []
+    assert read(asked, tmp_path, rejected=rejected) == ["fog"] * 9
+    assert [(row["line"], row["file"]) for row in map(json.loads, rejected)] == [
+        (2, f"{tmp_path}/in!{name}") for name in members
+    ]
+    assert len(opened) == 3  # to plan, to read, to count lines
 
 
 def test_a_folder_of_many_formats_is_read_by_the_endings_of_its_names(tmp_path: Path) -> None:
@@ -334,6 +353,17 @@ def test_rules_leave_documents_out_count_them_and_list_them_where_asked(tmp_path
         (4, 24, 33, "excluded", "keep that"),
         (5, 34, 39, "unmatched", "other"),
     ]
+
+
+def test_a_document_that_is_judged_takes_memory_of_a_few_times_its_size(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("é fog " * (1 << 20))
+    size = (tmp_path / "in").stat().st_size
+    for rules in ({"newlines": True}, {"min_characters": 3}, {"exclude": "ferry"}):
+        tracemalloc.start()
+        assert len(read(Corpus(paths=[str(tmp_path / "in")], **rules), tmp_path)[0]) == 6 << 20
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 14 * size, rules
 
 
 def test_repairs_are_made_where_asked_and_counted(tmp_path: Path) -> None:
