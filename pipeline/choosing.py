@@ -45,7 +45,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
     if by_files:
         split.require_matches(sources, config.split)
     files = split.assign_files(sources, config.split).tolist() if by_files else list(planned.sections) or None
-    entry = keys.selection_entry(line.entry, config, prints, files)
+    entry = keys.selection_entry(line.entry, config, prints, files, sources)
     if (manifest := line.cached([entry])) is not None:
         for own, found in zip(inputs, prints, strict=True):
             own.line.found([own.load.entry, found], manifest)
@@ -66,6 +66,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
                     split.require_matches(_values(inputs, str(config.split.column)), config.split)
                 manifest = _decide(entry, config, planned, documents, files, sources, ledger)
                 line.tell(entry, manifest, time.perf_counter() - started)
+    manifest = {**manifest, "overlap": selection.named(manifest["overlap"], sources)}
     selection.report(manifest["overlap"])
     selection.require_apart(manifest["overlap"], config.split)
     return Chosen(entry, manifest)
@@ -112,7 +113,7 @@ def _decide(
     with entry.write(REJECTS) as copies:
         selection.write_rejects(copies, documents, verdicts, repeats, sources)
     counts = selection.account(documents, verdicts, config.split)
-    found = selection.overlap(documents, verdicts, config.split, config.selection.threshold, sources)
+    found = selection.overlap(documents, verdicts, config.split, config.selection.threshold)
     files_written = {VERDICTS: file.note, REJECTS: copies.note}
     ledger = {**ledger, "selection": dict(sorted(counts.items()))}
     return entry.finish(list(files_written), list(files_written.values()), ledger=ledger, overlap=found)

@@ -38,11 +38,15 @@ def fingerprint_entry(name: Name, config: configs.Config, load: Entry) -> Entry:
     return name("fingerprint", version=fingerprint.VERSION, fingerprint=settings, upstream={"load": load.key})
 
 
-def selection_entry(name: Name, config: configs.Config, fingerprints: Sequence[Entry], files: list[int] | None) -> Entry:
-    """The entry of `selection`; `files` is the split of each file, where files are what is split."""
+def selection_entry(
+    name: Name, config: configs.Config, fingerprints: Sequence[Entry], files: list[int] | None, sources: Sequence[str]
+) -> Entry:
+    """The entry of `selection`; `files` is the split of each file, where files are what is split, `sources` their names."""
     settings = selection.identity(config.selection, config.split)
     files_key = files and digest(files)
-    return name("selection", version=selection.VERSION, selection=settings, files=files_key, upstream=upstream(fingerprints))
+    listed = {"sources": digest(list(sources))} if config.selection.duplicates != "none" else {}
+    keys = upstream(fingerprints)
+    return name("selection", version=selection.VERSION, selection=settings, files=files_key, upstream=keys, **listed)
 
 
 def tokenizer_entry(

@@ -1,7 +1,7 @@
 """Stage `selection`: one verdict for each document, which needs the whole corpus.
 
     fingerprints of all documents ──▶ copies of an earlier one ──▶ verdict per document   verdicts.arrow
-                                  └─▶ split of each            └─▶ what repeats what     rejects.jsonl
+                                  └─▶ split of each            └─▶ what repeats what     duplicates.jsonl
 
 A verdict is the number of the document's split (0 where there are no splits), or why it is dropped: DUPLICATE, NEAR. The
 text is not touched: every document is tokenized, and `arrange` picks by verdict, so that another threshold or fraction
@@ -37,7 +37,7 @@ from pipeline.split import GAP
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 DUPLICATE, NEAR = -1, -2  # verdicts of documents that are in no split, as GAP is
 REASONS = {DUPLICATE: "duplicate", NEAR: "near_duplicate", GAP: "gap"}
 SCHEMA = pa.schema([("verdict", pa.int8())])
@@ -254,17 +254,15 @@ def components(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 # -- overlap between splits -------------------------------------------------------------------------------
 
 
-def overlap(
-    documents: Documents, verdicts: np.ndarray, splits: Split, threshold: float, sources: Sequence[str]
-) -> dict[str, Any]:
+def overlap(documents: Documents, verdicts: np.ndarray, splits: Split, threshold: float) -> dict[str, Any]:
     """For each held-out split: its kept `documents`, how many are `exact` or `near` copies of one in train, `pairs`.
 
-    `pairs` names up to five: [held-out document, document of train, "exact" or "near"], by where they lie. Empty where
-    `split.overlap=none`, or there is no train split.
+    `pairs` has up to five: [held-out document, document of train, "exact" or "near"], each document as the number of its
+    source and its start. Empty where `split.overlap=none`, or there is no train split.
     """
 
-    def where(number: int) -> str:
-        return f"{sources[int(documents.source[number])]!r} from {int(documents.start[number])}"
+    def where(number: int) -> list[int]:
+        return [int(documents.source[number]), int(documents.start[number])]
 
     names = split.names(splits)
     if splits.overlap == "none" or "train" not in names:
@@ -291,6 +289,16 @@ def overlap(
             "pairs": [[where(i), where(int(repeated[i])), "exact" if kind[i] == 1 else "near"] for i in pairs.tolist()],
         }
     return found
+
+
+def named(found: dict[str, Any], sources: Sequence[str]) -> dict[str, Any]:
+    """What `overlap` found, with documents named by the names that their sources have now, as "'a.txt' from 300"."""
+
+    def where(place: list[int]) -> str:
+        return f"{sources[place[0]]!r} from {place[1]}"
+
+    pairs = {held: [[where(i), where(j), how] for i, j, how in facts["pairs"]] for held, facts in found.items()}
+    return {held: facts | {"pairs": pairs[held]} for held, facts in found.items()}
 
 
 def _first_of(hashes: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -104,6 +104,19 @@ def test_the_ledger_of_all_splits_makes_up_the_ids(texts: Path) -> None:
     assert len(lines) == 2 and {line["reason"] for line in lines} == {"duplicate"}
 
 
+def test_copies_are_named_by_the_names_that_files_have_now(texts: Path) -> None:
+    Path("held.jsonl").write_bytes(Path("a.jsonl").read_bytes())
+    Path("a.jsonl").rename("before.jsonl")
+    for name in ("before", "after"):
+        read = f"corpus.paths=[{name}.jsonl,held.jsonl]"
+        dropped = ran(read, "selection.duplicates=exact").folder / "duplicates.jsonl"
+        assert f'"{name}.jsonl"' in dropped.read_text()
+        apart = ran(read, "split.by=files", "split.validation_files=[held.jsonl]", "name=apart").folder / "manifest.json"
+        assert f"'{name}.jsonl' from" in json.dumps(json.loads(apart.read_text())["overlap"])
+        if name == "before":
+            Path("before.jsonl").rename("after.jsonl")
+
+
 @pytest.mark.parametrize("mode", ["window=prefix", "window=document", "window.cross_documents=false"])
 def test_other_windows_take_splits_too(texts: Path, mode: str) -> None:
     options = [mode, "window.context_length=64", "split.validation=0.2", "tokenizer.pad_token=PAD", "window.tail=pad"]

@@ -165,7 +165,7 @@ def test_a_planted_copy_across_splits_is_found_and_refused(tmp_path: Path) -> No
     verdicts = np.zeros(22, np.int8)
     verdicts[[7, 20, 21]] = 1
     settings = Split(validation=0.1, max_overlap=0.1)
-    facts = selection.overlap(found, verdicts, settings, 0.8, ["a"])
+    facts = selection.named(selection.overlap(found, verdicts, settings, 0.8), ["a"])
     assert facts == {
         "validation": {
             "documents": 3,
