@@ -52,7 +52,11 @@ class Rejects:
         """A row that cannot be read: raises the error for it, or counts and lists it. `size`: its bytes, if not `data`."""
         if not self.skipping:
             raise detail()
-        self.drop(content, start, end, data, reason, lambda: str(detail().args[0]), size)
+
+        def told() -> str:
+            return str(detail().args[0]).replace(repr(content.name), repr(content.shown))
+
+        self.drop(content, start, end, data, reason, told, size)
         require_budget(self.counts, self._corpus)
 
     def drop(

@@ -355,6 +355,16 @@ def test_rules_leave_documents_out_count_them_and_list_them_where_asked(tmp_path
     ]
 
 
+def test_a_list_of_rejects_names_an_asset_as_on_any_other_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_ASSETS", str(tmp_path))
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora" / "notes.jsonl").write_text('{"text": "fog"}\n{"text": tru}\n')
+    rejected: list[bytes] = []
+    read(Corpus(format="jsonl", paths=["notes.jsonl"], on_bad_row="skip"), tmp_path, rejected=rejected)
+    (row,) = map(json.loads, rejected)
+    assert row["file"] == "notes.jsonl" and row["detail"].startswith("'notes.jsonl' line 2: ")
+
+
 def test_a_document_that_is_judged_takes_memory_of_a_few_times_its_size(tmp_path: Path) -> None:
     (tmp_path / "in").write_text("é fog " * (1 << 20))
     size = (tmp_path / "in").stat().st_size
