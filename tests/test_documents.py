@@ -54,7 +54,7 @@ def told(w: Window, lengths: list[int]) -> list[tuple[list[int], list[int]]]:
     return out
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_positions_and_documents_are_those_of_every_single_id(tmp_path_factory, data):
     mode = data.draw(st.sampled_from(["sliding", "sliding", "document"]))

@@ -245,6 +245,7 @@ def test_a_file_that_may_not_be_read_is_named(here: Path, cache: Cache, monkeypa
         make(cache, trust_stat=False, paths=["a"])
 
 
+@pytest.mark.slow
 def test_many_small_files_are_few_jobs_and_few_open_files(here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "many").mkdir()
     for i in range(2000):

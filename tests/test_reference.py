@@ -390,7 +390,7 @@ def grid(tmp_path: Path, seeds: range, kinds: tuple[str, ...] = TRAINED) -> None
     assert compared >= len(seeds) // 2
 
 
-@pytest.fixture(params=["usual blocks", "tiny blocks"])
+@pytest.fixture(params=[pytest.param("usual blocks", marks=pytest.mark.slow), "tiny blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are, or so small that every document is read, tokenized and cut in many pieces."""
     if request.param == "tiny blocks":

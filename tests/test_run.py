@@ -139,7 +139,7 @@ def test_engine_workers_and_batch_size_recompute_nothing(at):
     assert set(states(outcome).values()) == {"cached"}
 
 
-@pytest.mark.parametrize("tokenizer", ["bpe", "words"])
+@pytest.mark.parametrize("tokenizer", ["bpe", pytest.param("words", marks=pytest.mark.slow)])
 @pytest.mark.row("A29")
 def test_every_engine_worker_count_and_batch_size_gives_the_same_bytes(texts, tokenizer):
     common = [
