@@ -607,6 +607,8 @@ def _check_split(split: Split, metadata: list[str]) -> None:
     for by in ("files", "values"):
         kind = "files" if by == "files" else "column"
         named = getattr(split, f"validation_{by}") + getattr(split, f"test_{by}")
+        if both := sorted({*getattr(split, f"validation_{by}")} & {*getattr(split, f"test_{by}")}):
+            raise ConfigError(f"split.validation_{by} and split.test_{by} both name {both[0]!r}: a document is in one split.")
         if split.by == kind and any(share is not None for share in given.values()):
             raise ConfigError(f"split.by={kind} takes split.validation_{by}= and split.test_{by}=, no shares.")
         if split.by == kind and not named:

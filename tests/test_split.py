@@ -67,6 +67,7 @@ def test_patterns_name_the_files_that_are_held_out() -> None:
         (Split(by="files"), "needs split.validation_files"),
         (Split(by="files", validation=0.1, validation_files=["a"]), "no shares"),
         (Split(validation_files=["a"]), "need split.by=files"),
+        (Split(by="files", validation_files=["a", "b"], test_files=["b"]), "both name 'b': a document is in one split"),
     ],
 )
 def test_splits_that_cannot_be_are_refused(settings: Split, said: str) -> None:
