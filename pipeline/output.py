@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -292,19 +292,23 @@ def _clear(place: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    """Create a folder of the workshop, which another run may be taking away as the last one in it."""
+    """Create a folder of the workshop."""
+    _insist(lambda: folder.mkdir(parents=True, exist_ok=True))
+
+
+def _insist(step: Callable[[], None]) -> None:
+    """Take a step in a folder that another run may be removing or replacing at this moment; then there is a new one."""
     for _ in range(100):
         with contextlib.suppress(FileNotFoundError):
-            folder.mkdir(parents=True, exist_ok=True)
-            return
-    folder.mkdir(parents=True, exist_ok=True)
+            return step()
+    return step()
 
 
 def _whole(folder: Path, links: dict[str, File], notes: dict[str, Json]) -> bool:
     """Is every file of the folder what its manifest says? A link to a file of the cache that was just verified is."""
     for name, note in notes.items():
         path = folder / name
-        if name in links and _same(path, links[name][0]):
+        if name in links and _same(path, str(links[name][0])):
             continue
         if problem := files.compare(path, note)[0]:
             log.warning("%r is damaged: %s; the dataset is written again", str(path), problem)
@@ -312,16 +316,25 @@ def _whole(folder: Path, links: dict[str, File], notes: dict[str, Json]) -> bool
     return True
 
 
-def _same(path: Path, source: os.PathLike[str]) -> bool:
-    """Are these two names of one file?"""
+def _same(path: Path, other: Path | str | int) -> bool:
+    """Are these one file or folder, by another name or opened?"""
     with contextlib.suppress(OSError):
-        return os.path.samefile(path, str(source))  # which fetches nothing
+        return os.path.samestat(os.stat(path), os.stat(other))
     return False
 
 
 def _swap_in(folder: Path, links: dict[str, File], texts: dict[str, bytes], manifest: Json, new: Path) -> None:
     """Build the dataset at `new` and swap it with what is at `folder`."""
     _require_room(folder, links)
+    while not _build(folder, links, texts, manifest, new):
+        shutil.rmtree(new)
+    _settle(new, folder)
+
+
+def _build(folder: Path, links: dict[str, File], texts: dict[str, bytes], manifest: Json, new: Path) -> bool:
+    """The dataset at `new`, with what else lies at `folder`. False where another run has replaced that meanwhile: of a
+    folder that is being removed some may be gone already.
+    """
     _make(new)
     for name in (*links, *texts):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
@@ -332,8 +345,19 @@ def _swap_in(folder: Path, links: dict[str, File], texts: dict[str, bytes], mani
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    _carry(folder, new)
-    _settle(new, folder)
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # while it is open no other folder gets its number
+    except FileNotFoundError:
+        return True
+    try:
+        _carry(folder, new)
+    except (FileNotFoundError, ConfigError):
+        if _same(folder, handle):
+            raise
+    finally:
+        unmoved = _same(folder, handle)
+        os.close(handle)
+    return unmoved
 
 
 def _settle(new: Path, folder: Path) -> None:
@@ -427,4 +451,4 @@ def write_text(folder: Path, name: str, text: str, run: str) -> None:
         _make(place)
         new = place / Path(name).name
         new.write_text(text, "utf-8")
-        os.replace(new, folder / name)
+        _insist(lambda: os.replace(new, folder / name))

@@ -506,6 +506,44 @@ def test_what_a_person_put_into_a_dataset_stays_when_it_is_replaced(at):
     assert (folder / "latest").is_symlink()
 
 
+@pytest.mark.row("A8")
+@pytest.mark.parametrize("error", [None, FileNotFoundError, ConfigError])
+def test_what_a_person_put_into_a_dataset_stays_where_another_run_replaces_it_meanwhile(at, monkeypatch, error):
+    folder, carry, carried = ran(*SMALL).folder, output._carry, []
+    (folder / "notes.txt").write_text("mine")
+
+    def as_of_a_folder_being_removed(old, new):
+        carried.append(new)
+        if len(carried) > 1:
+            return carry(old, new)
+        shutil.copytree(folder, at / "another")  # with the notes
+        shutil.rmtree(folder)
+        os.rename(at / "another", folder)
+        if error:
+            raise error
+
+    monkeypatch.setattr(output, "_carry", as_of_a_folder_being_removed)
+    ran("window.context_length=8", *SMALL[2:])
+    assert len(carried) == 2 and (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.row("A8")
+def test_a_record_is_put_into_the_folder_that_has_just_replaced_the_one_that_was_meant(at, monkeypatch):
+    folder, replace = ran(*SMALL).folder, os.replace
+    told = []
+
+    def gone_once(old, new):
+        if Path(new).name == "run.json" and not told:
+            told.append(new)
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", new)
+        replace(old, new)
+
+    monkeypatch.setattr("os.replace", gone_once)
+    (folder / "run.json").unlink()
+    ran(*SMALL)
+    assert told and (folder / "run.json").is_file()
+
+
 def test_a_person_s_file_within_a_split_stays_and_one_in_the_way_of_the_new_dataset_is_not_lost(at):
     folder = ran(*SMALL, "split.validation=0.3", "window.context_length=4", "window.stride=4").folder
     (folder / "train" / "notes.txt").write_text("mine")
