@@ -263,6 +263,7 @@ def test_no_figures_make_no_aims_and_no_rows(tmp_path):
     assert report.aims(empty, {"20mb": 20}) == [] and report.table(empty, "20mb") == []
 
 
+@pytest.mark.slow
 def test_the_plot_shows_every_command_that_ran_beside_the_probe(tmp_path):
     pytest.importorskip("matplotlib")
     corpus = prepare("200mb", [_plain(tmp_path)], tmp_path / "corpora")

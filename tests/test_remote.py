@@ -411,6 +411,7 @@ def test_a_flipped_byte_is_healed_and_said_once(bucket: Any, caplog: pytest.LogC
     assert hashlib.sha256(store.read(name) or b"").hexdigest() != hashlib.sha256(flipped).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["a*", "a?", "[ab]1"])
 def test_what_is_a_pattern_in_a_shell_is_a_name_in_a_bucket_and_removes_only_itself(bucket: Any, folder: str) -> None:
     names = ["x.arrow", "y.arrow", "z*"]

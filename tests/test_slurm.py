@@ -107,6 +107,7 @@ def test_without_slurm_or_without_the_plugin_one_line_says_so(tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (5, 'error: Could not detect "srun", are you indeed on a slurm cluster?\n')
 
 
+@pytest.mark.slow
 def test_the_launcher_is_data_that_the_checks_let_through():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
     from hydra import compose, initialize_config_dir
