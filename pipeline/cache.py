@@ -10,8 +10,9 @@ A cache is a folder of entries, `<stage>/<key>/`, and an entry is a handful of f
 
 **The key.** `identity` is a small JSON object: stage, stage version, the stage's own settings, and the
 content of its inputs (the upstream keys or the source's digests). The key is the sha256 of its canonical
-form. No path, time, worker count or pickled code is in it, so equal keys mean equal bytes, and an entry may
-be written twice by two runs at once without harm.
+form. No time, worker count or pickled code is in it, and names of input files only where a list that is stored
+tells them (rejects, duplicates), so equal keys mean equal bytes, and an entry may be written twice by two runs at
+once without harm.
 
 **Why a kill at any instruction loses nothing and lies about nothing.**
 
@@ -237,7 +238,7 @@ class Cache:
     def entries(self) -> Iterator["Entry"]:
         """Every entry that holds anything, whole or not, by stage and key. Their identities are not read."""
         for folder in self._places():
-            if KEY.fullmatch(folder.name) and folder.is_dir() and any(OURS.fullmatch(path.name) for path in folder.iterdir()):
+            if KEY.fullmatch(folder.name) and any(OURS.fullmatch(path.name) for path in _inside(folder)):
                 yield Entry(self, folder.parent.name, folder.name, {})
 
     def _places(self) -> Iterator[Path]:

@@ -606,8 +606,9 @@ def _check_split(split: Split, metadata: list[str]) -> None:
     held = sum(share for name, share in given.items() if name != "train" and share)
     for by in ("files", "values"):
         kind = "files" if by == "files" else "column"
-        named = getattr(split, f"validation_{by}") + getattr(split, f"test_{by}")
-        if both := sorted({*getattr(split, f"validation_{by}")} & {*getattr(split, f"test_{by}")}):
+        validation, test = getattr(split, f"validation_{by}"), getattr(split, f"test_{by}")
+        named = validation + test
+        if both := sorted({*validation} & {*test}):
             raise ConfigError(f"split.validation_{by} and split.test_{by} both name {both[0]!r}: a document is in one split.")
         if split.by == kind and any(share is not None for share in given.values()):
             raise ConfigError(f"split.by={kind} takes split.validation_{by}= and split.test_{by}=, no shares.")
