@@ -11,7 +11,7 @@ A cache is a folder of entries, `<stage>/<key>/`, and an entry is a handful of f
 **The key.** `identity` is a small JSON object: stage, stage version, the stage's own settings, and the
 content of its inputs (the upstream keys or the source's digests). The key is the sha256 of its canonical
 form. No time, worker count or pickled code is in it, and names of input files only where a list that is stored
-tells them (rejects, duplicates), so equal keys mean equal bytes, and an entry may be written twice by two runs at
+tells them (rejects, copies), so equal keys mean equal bytes, and an entry may be written twice by two runs at
 once without harm.
 
 **Why a kill at any instruction loses nothing and lies about nothing.**

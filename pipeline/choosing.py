@@ -1,6 +1,6 @@
 """Which documents are kept, and in which split each is: a verdict for each, made from the whole corpus.
 
-load ▶ fingerprint ─▶ selection      where splits or duplicates ask for it
+load ▶ fingerprint ─▶ selection ─▶ listing      where splits or duplicates ask for it
 """
 
 import time
@@ -21,7 +21,7 @@ from pipeline.files import Json
 from pipeline.inputs import Input, together
 from pipeline.phase import Line, Made, Step, file_name
 
-VERDICTS, REJECTS = "verdicts.arrow", "duplicates.jsonl"
+VERDICTS, COPIES, LIST = "verdicts.arrow", "copies.arrow", "duplicates.jsonl"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
     if by_files:
         split.require_matches(sources, config.split)
     files = split.assign_files(sources, config.split).tolist() if by_files else list(planned.sections) or None
-    entry = keys.selection_entry(line.entry, config, prints, files, sources)
+    entry = keys.selection_entry(line.entry, config, prints, files)
     if (manifest := line.cached([entry])) is not None:
         for own, found in zip(inputs, prints, strict=True):
             own.line.found([own.load.entry, found], manifest)
@@ -64,12 +64,24 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
                 documents = selection.read([path for path, _ in paths], [n for _, n in paths])
                 if documents.splits is not None and len(np.unique(documents.splits)) < len(split.names(config.split)):
                     split.require_matches(_values(inputs, str(config.split.column)), config.split)
-                manifest = _decide(entry, config, planned, documents, files, sources, ledger)
+                manifest = _decide(entry, config, planned, documents, files, ledger)
                 line.tell(entry, manifest, time.perf_counter() - started)
     manifest = {**manifest, "overlap": selection.named(manifest["overlap"], sources)}
     selection.report(manifest["overlap"])
     selection.require_apart(manifest["overlap"], config.split)
     return Chosen(entry, manifest)
+
+
+def make_list(line: Line, chosen: Chosen, planned: plan.Plan) -> tuple[Entry, Json]:
+    """The list of copies, in an entry of its own, so that a new name of a file makes nothing else anew."""
+    sources = [source.path for source in planned.sources]
+    entry = keys.listing_entry(line.entry, chosen.entry, sources)
+    with line.lock(entry):
+        if (manifest := line.whole(entry)) is None:
+            with entry.write(LIST) as file:
+                selection.write_list(file, read_batches(chosen.entry.file(COPIES)), sources)
+            manifest = entry.finish([LIST], [file.note], ledger=chosen.manifest["ledger"])
+    return entry, manifest
 
 
 def _fingerprint(
@@ -91,10 +103,9 @@ def _decide(
     planned: plan.Plan,
     documents: selection.Documents,
     files: list[int] | None,
-    sources: list[str],
     ledger: Json,
 ) -> Json:
-    """Write the verdicts and the rejects, and publish the entry."""
+    """Write the verdicts and the copies, and publish the entry."""
     if planned.sections:
         splits = np.array(planned.sections, np.int8)
         if len(splits) != len(documents):
@@ -110,10 +121,10 @@ def _decide(
     verdicts, repeats = selection.decide(documents, splits, config.selection)
     with entry.write(VERDICTS) as file:
         selection.write_verdicts(file, verdicts, documents.shards)
-    with entry.write(REJECTS) as copies:
-        selection.write_rejects(copies, documents, verdicts, repeats, sources)
+    with entry.write(COPIES) as copies:
+        selection.write_copies(copies, documents, verdicts, repeats)
     counts = selection.account(documents, verdicts, config.split)
     found = selection.overlap(documents, verdicts, config.split, config.selection.threshold)
-    files_written = {VERDICTS: file.note, REJECTS: copies.note}
+    files_written = {VERDICTS: file.note, COPIES: copies.note}
     ledger = {**ledger, "selection": dict(sorted(counts.items()))}
     return entry.finish(list(files_written), list(files_written.values()), ledger=ledger, overlap=found)

@@ -52,6 +52,7 @@ from typing import Any, TypeVar
 
 from pipeline import engine, pulse, workers
 from pipeline.config import Engine
+from pipeline.console import counted
 from pipeline.errors import ResourceError
 from pipeline.files import digest
 
@@ -169,7 +170,9 @@ class _Cluster:
                     self.roomy = now
                 if what == "begin":
                     self.begun = True
-                    log.info("engine: %d nodes of %s have room for %d tasks at once", nodes, self.where, self.slots)
+                    log.info(
+                        "engine: %s of %s, room for %s at once", counted(nodes, "node"), self.where, counted(self.slots, "task")
+                    )
                     return -1, b""
             elif now - self.heard > SILENCE:
                 raise self._lost(f"its head has not answered for {SILENCE if self.begun else CONNECT:.0f} s")

@@ -638,7 +638,7 @@ def recorded(tree: Config | dict[str, Any]) -> dict[str, Any]:
 def _check_reading(corpus: Corpus) -> None:
     try:
         "".encode(corpus.encoding)
-        codecs.lookup(corpus.encoding)
+        codecs.getincrementaldecoder(corpus.encoding)("backslashreplace").decode(b"x")  # idna and punycode can only be strict
     except (LookupError, ValueError) as error:
         raise ConfigError(f"corpus.encoding={corpus.encoding!r} is not a text encoding that Python knows.") from error
     for name in ("include", "exclude"):

@@ -39,7 +39,7 @@ from pipeline.rejects import Rejects
 
 log = logging.getLogger(__name__)
 
-VERSION = 6
+VERSION = 7
 READERS = {
     "text": plain_text.read,
     "jsonl": json_records.read_lines,
@@ -171,7 +171,7 @@ def _read(shard: Shard, corpus: Corpus, counts: Counts, rehash: bool, reject: Ca
                     _warn(f"{content.name!r}: {what} {said}: skipped.")
             if content.format not in TABLES:
                 counts["bytes"] += content.size
-            if part.start == part.end:
+            if part.start == part.end or not (content.plain or content.size):
                 counts["empty_files"] += 1
 
 

@@ -61,6 +61,8 @@ class Interrupted(PipelineError):
 
 def from_os_error(error: OSError, path: Path | str | None = None) -> PipelineError:
     """The one-line error for a failed system call: the path, the limit that was hit, the way out."""
+    if error.errno == errno.ENOENT and not (path or error.filename):  # of os.getcwd
+        return ResourceError("the current folder is gone: change into one that exists.")
     name = str(path or error.filename or "a file")
     where = repr(name) if path or error.filename else name
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -179,7 +179,7 @@ class Look:
         if by_files:
             split.require_matches(sources, self.config.split)
         files = split.assign_files(sources, self.config.split).tolist() if by_files else list(planned.sections) or None
-        return keys.selection_entry(self.name, self.config, self.prints, files, sources)
+        return keys.selection_entry(self.name, self.config, self.prints, files)
 
     def estimate(self) -> Estimate:
         """Everything."""

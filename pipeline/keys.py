@@ -3,6 +3,7 @@
     load ─▶ tokenizer            trained kinds only
     load, tokenizer ─▶ tokenize ─▶ encode ─▶ (arrange) ─▶ window ─▶ embed
     load ─▶ fingerprint ─▶ selection ─▶ tokenizer, arrange       where documents are chosen
+                           selection ─▶ listing                  where copies are dropped
 
 Each function names an entry by the settings of its stage and the keys of the stages before it. `name` is `Line.entry`,
 which leases what it names, or, where nothing is to be computed, something that does not.
@@ -38,15 +39,16 @@ def fingerprint_entry(name: Name, config: configs.Config, load: Entry) -> Entry:
     return name("fingerprint", version=fingerprint.VERSION, fingerprint=settings, upstream={"load": load.key})
 
 
-def selection_entry(
-    name: Name, config: configs.Config, fingerprints: Sequence[Entry], files: list[int] | None, sources: Sequence[str]
-) -> Entry:
-    """The entry of `selection`; `files` is the split of each file, where files are what is split, `sources` their names."""
+def selection_entry(name: Name, config: configs.Config, fingerprints: Sequence[Entry], files: list[int] | None) -> Entry:
+    """The entry of `selection`; `files` is the split of each file, where files are what is split."""
     settings = selection.identity(config.selection, config.split)
     files_key = files and digest(files)
-    listed = {"sources": digest(list(sources))} if config.selection.duplicates != "none" else {}
-    keys = upstream(fingerprints)
-    return name("selection", version=selection.VERSION, selection=settings, files=files_key, upstream=keys, **listed)
+    return name("selection", version=selection.VERSION, selection=settings, files=files_key, upstream=upstream(fingerprints))
+
+
+def listing_entry(name: Name, chosen: Entry, sources: Sequence[str]) -> Entry:
+    """The entry of the list of copies, which alone depends on what the files are called: on their names, `sources`."""
+    return name("listing", version=selection.VERSION, sources=digest(list(sources)), upstream=upstream(chosen))
 
 
 def tokenizer_entry(

@@ -196,7 +196,7 @@ def _run(
         part[1].update(beside)
     links, texts, manifest = parts[""] if "" in parts else _together(about, parts, chosen)
     if chosen and config.selection.duplicates != "none":
-        links[choosing.REJECTS] = _file((chosen.entry, chosen.manifest), choosing.REJECTS)
+        links[choosing.LIST] = _file(choosing.make_list(line, chosen, planned), choosing.LIST)
     for own in inputs:
         links |= list_rejects(own)
     texts |= beside | {"README.md": output.card(about["name"], manifest, sources)}

@@ -1,7 +1,7 @@
 """Stage `selection`: one verdict for each document, which needs the whole corpus.
 
     fingerprints of all documents ──▶ copies of an earlier one ──▶ verdict per document   verdicts.arrow
-                                  └─▶ split of each            └─▶ what repeats what     duplicates.jsonl
+                                  └─▶ split of each            └─▶ what repeats what     copies.arrow ──▶ duplicates.jsonl
 
 A verdict is the number of the document's split (0 where there are no splits), or why it is dropped: DUPLICATE, NEAR. The
 text is not touched: every document is tokenized, and `arrange` picks by verdict, so that another threshold or fraction
@@ -37,10 +37,12 @@ from pipeline.split import GAP
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 DUPLICATE, NEAR = -1, -2  # verdicts of documents that are in no split, as GAP is
 REASONS = {DUPLICATE: "duplicate", NEAR: "near_duplicate", GAP: "gap"}
 SCHEMA = pa.schema([("verdict", pa.int8())])
+PLACE = ("source", "start", "end")  # of a document: the number of its file, and where it lies there
+COPIES = pa.schema([("verdict", pa.int8()), *((f"{whose}{name}", pa.int64()) for whose in ("", "first_") for name in PLACE)])
 RECALL = 0.99
 AT_ONCE = 1 << 14  # pairs compared together
 SHOWN = 5  # pairs that a report names
@@ -354,16 +356,26 @@ def read_verdicts(path: PathLike[str]) -> list[np.ndarray]:
     return [to_numpy(batch["verdict"]) for batch in read_batches(path)]
 
 
-def write_rejects(file: Any, documents: Documents, verdicts: np.ndarray, repeats: np.ndarray, sources: Sequence[str]) -> None:
-    """A line of JSON for each document that is a copy: where it lies, why it is dropped, and what it repeats."""
+def write_copies(file: Any, documents: Documents, verdicts: np.ndarray, repeats: np.ndarray) -> None:
+    """A row for each document that is a copy: why it is dropped, where it lies, and where what it repeats does."""
+    all_copies = np.flatnonzero(repeats >= 0)
+    with pa.ipc.new_stream(file, COPIES) as writer:
+        for low in range(0, len(all_copies), AT_ONCE):
+            copies = all_copies[low : low + AT_ONCE]
+            places = (getattr(documents, name)[rows] for rows in (copies, repeats[copies]) for name in PLACE)
+            columns = [numbers(column.astype(np.int64)) for column in places]
+            writer.write_batch(pa.record_batch([numbers(verdicts[copies]), *columns], schema=COPIES))
 
-    def place(number: int) -> dict[str, Any]:
-        start, end = int(documents.start[number]), int(documents.end[number])
-        return {"source": sources[int(documents.source[number])], "start": start, "end": end}
 
-    for number in np.flatnonzero(repeats >= 0).tolist():
-        line = place(number) | {"reason": REASONS[int(verdicts[number])], "repeats": place(int(repeats[number]))}
-        file.write(json.dumps(line).encode() + b"\n")
+def write_list(file: Any, copies: Iterable[pa.RecordBatch], sources: Sequence[str]) -> None:
+    """The rows of `write_copies`, a line of JSON each, with files by the names that they have now."""
+    for batch in copies:
+        for row in batch.to_pylist():
+            copy, first = (
+                {"source": sources[row[f"{whose}source"]], "start": row[f"{whose}start"], "end": row[f"{whose}end"]}
+                for whose in ("", "first_")
+            )
+            file.write(json.dumps({**copy, "reason": REASONS[row["verdict"]], "repeats": first}).encode() + b"\n")
 
 
 def account(documents: Documents, verdicts: np.ndarray, splits: Split) -> Counter[str]:

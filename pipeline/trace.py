@@ -543,8 +543,11 @@ def find_file(dataset: Finished, path: str, at: int | None = None) -> Iterator[P
     if at is None:
         yield from _places(dataset, {document: [] for document in here[:FOUND].tolist()})
         return
+    last = int(columns["end"][here].max(initial=0))
     here = here[(columns["start"][here] <= at) & (at < columns["end"][here])]
     if not len(here):
+        if not 0 <= at < last:
+            raise ConfigError(f"{path!r}: {at} lies in no document; the last ends at {last}, counted from 0.")
         others = ", ".join(repr(str(dataset.folder.parent / split)) for split in dataset.other_splits)
         lies = f"in another split ({others}), a line's end" if others else "in a line's end"
         raise ConfigError(f"{path!r}: {at} lies in no document, but {lies}, a mark, or what was dropped.")

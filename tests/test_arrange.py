@@ -109,8 +109,9 @@ def test_copies_are_named_by_the_names_that_files_have_now(texts: Path) -> None:
     Path("a.jsonl").rename("before.jsonl")
     for name in ("before", "after"):
         read = f"corpus.paths=[{name}.jsonl,held.jsonl]"
-        dropped = ran(read, "selection.duplicates=exact").folder / "duplicates.jsonl"
-        assert f'"{name}.jsonl"' in dropped.read_text()
+        outcome = ran(read, "selection.duplicates=exact")
+        assert f'"{name}.jsonl"' in (outcome.folder / "duplicates.jsonl").read_text()
+        assert {report.state for report in outcome.reports} == {"computed" if name == "before" else "cached"}
         apart = ran(read, "split.by=files", "split.validation_files=[held.jsonl]", "name=apart").folder / "manifest.json"
         assert f"'{name}.jsonl' from" in json.dumps(json.loads(apart.read_text())["overlap"])
         if name == "before":

@@ -357,11 +357,11 @@ def test_nul_bytes_are_kept_counted_and_warned_of(
 
 
 def test_empty_files_are_counted_and_warned_of_among_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name, data in {"a": b"", "b": b"text", "c": b""}.items():
+    for name, data in {"a": b"", "b": b"text", "c": b"", "d": gzip.compress(b"")}.items():
         (tmp_path / name).write_bytes(data)
     counts: Counter[str] = Counter()
-    assert texts(Corpus(paths=[str(tmp_path / name) for name in "abc"]), tmp_path, counts) == ["text"]
-    assert counts["empty_files"] == 2 and "2 of 3 files are empty" in caplog.text
+    assert texts(Corpus(paths=[str(tmp_path / name) for name in "abcd"]), tmp_path, counts) == ["text"]
+    assert counts["empty_files"] == 3 and "2 of 4 files are empty" in caplog.text
 
 
 def test_a_corpus_without_a_document_is_an_error_with_its_reasons(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import fingerprint, selection
+from pipeline.arrow import read_batches
 from pipeline.batches import make_batch
 from pipeline.config import Selection, Split
 from pipeline.errors import InputError
@@ -135,9 +136,11 @@ def test_near_duplicates_are_dropped_and_listed(tmp_path: Path) -> None:
     found = documents([" ".join(base), " ".join(other), " ".join(changed), " ".join(base)], Selection(), tmp_path)
     verdicts, repeats = selection.decide(found, np.zeros(4, np.int8), Selection(duplicates="near"))
     assert verdicts.tolist() == [0, 0, selection.NEAR, selection.DUPLICATE]
-    path = tmp_path / "rejects.jsonl"
+    path, copies = tmp_path / "duplicates.jsonl", tmp_path / "copies.arrow"
+    with open(copies, "wb") as file:
+        selection.write_copies(file, found, verdicts, repeats)
     with open(path, "wb") as file:
-        selection.write_rejects(file, found, verdicts, repeats, ["a.txt"])
+        selection.write_list(file, read_batches(copies), ["a.txt"])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["reason"] for line in lines] == ["near_duplicate", "duplicate"]
     assert lines[0]["start"] == 200 and lines[0]["repeats"]["start"] == 0

@@ -326,6 +326,10 @@ def test_a_file_or_a_byte_of_it_leads_to_its_documents_and_rows(at):
     assert any(piece.file[0] <= 20 < piece.file[1] for piece in trace.trace(dataset, place.rows[0]) if piece.document == 6)
     with pytest.raises(ConfigError, match="lies in no document"):
         list(trace.find_file(dataset, "b.txt", at=len(LINES[0])))
+    size = (at / "b.txt").stat().st_size
+    for outside in (-1, size):
+        with pytest.raises(ConfigError, match=f"{outside} lies in no document; the last ends at {size}, counted from 0"):
+            list(trace.find_file(dataset, "b.txt", at=outside))
     with pytest.raises(ConfigError, match=r"no input file is called 'c.txt'. Nearest: 'a.txt'|'b.txt'"):
         list(trace.find_file(dataset, "c.txt"))
 

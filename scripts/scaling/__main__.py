@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         known, found = costs.Costs.load(measured), check.load(options.figures / "checked.json")
         simulated = scenarios.load(options.figures / "simulated.json")
+        if not options.page.is_file():
+            raise BenchmarkError(f"there is no page {str(options.page)!r} to fill in: name one with --page.")
         report.plot_nodes(known, simulated, options.page.parent / "docs" / "scaling-nodes.svg")
         report.plot_failures(simulated, options.page.parent / "docs" / "scaling-failures.svg")
         options.page.write_text(report.fill(options.page.read_text(), report.blocks(known, found, simulated)))
