@@ -215,7 +215,7 @@ class Array:
             self._give_back(claim)
 
     def results(self, task: str, items: int) -> Iterator[Any]:
-        """What `function` gave for each item, in order, once `work` is through."""
+        """What `function` gave for each item, in order, once `run` is through."""
         parts = _parts(self._count, items)
         found = [(unseal(self.folder / task / f"part-{part}") or {"results": []})["results"] for part in range(parts)]
         for index in range(items):

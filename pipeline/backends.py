@@ -59,7 +59,6 @@ class Core(Protocol):
     """What turns text into IDs. `encode` may be called from several threads at once."""
 
     name: str
-    version: str
 
     def encode(self, text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
         """IDs (uint32, flat) and offsets (int64, `len(text) + 1`). No special tokens are added."""
@@ -122,7 +121,6 @@ class HuggingFace:
     def __init__(self, tokenizer_json: bytes, special_in_text: bool) -> None:
         from tokenizers import Tokenizer
 
-        self.version = version(self.name)
         self.tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -148,7 +146,6 @@ class Gigatoken:
     def __init__(self, tokenizer_json: bytes, special_in_text: bool) -> None:
         from gigatoken import Tokenizer
 
-        self.version = version(self.name)
         self.reference = functools.cache(lambda: HuggingFace(tokenizer_json, special_in_text))
         spec, self.separator = _plain(tokenizer_json, special_in_text)
         spec["added_tokens"].append(_added(self.separator, BPE_SEPARATOR))
@@ -174,7 +171,6 @@ class Splintr:
     def __init__(self, tokenizer_json: bytes, special_in_text: bool) -> None:
         import splintr
 
-        self.version = version(self.name)
         self.reference = functools.cache(lambda: HuggingFace(tokenizer_json, special_in_text))
         spec, self.separator = _plain(tokenizer_json, special_in_text)
         spec["model"] = spec["model"] | {"vocab": spec["model"]["vocab"] | {WORDPIECE_SEPARATOR: self.separator}}

@@ -6,7 +6,7 @@ Several members or frames that follow one another (`cat a.gz b.gz`, pigz, bgzip,
 stops within a frame, or holds anything else behind its last one, is an error.
 
 A few kilobytes can stand for terabytes, so growth is bounded. With `corpus.max_decompressed_bytes` no file may become
-larger than that. Without it, a file that becomes larger than 64 MiB must not be more than 200 times its compressed
+larger than that. Without it, a file that becomes larger than 32 MiB must not be more than 200 times its compressed
 size; text compresses ten times at most. A zstd frame that needs a window of more than 128 MiB, or xz with a
 dictionary beyond 256 MiB, is refused before the memory is taken.
 

@@ -248,6 +248,24 @@ CHOICES = {
     "embedding.device": ("cpu", "cuda"),
     "engine.kind": ("serial", "threads", "processes", "ray", "array"),
 }
+LEARNED = ("bpe", "wordpiece", "unigram", "words", "chars")
+MEANT_FOR = (  # for which values alone of another setting a group's settings mean anything
+    ("corpus.format", ("text", "auto"), "document"),
+    ("corpus.format", ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "auto"), "text_column template"),
+    ("corpus.kind", ("hub",), "config revision"),
+    ("tokenizer.kind", LEARNED, "vocab_size min_frequency lowercase sample_bytes seed"),
+    ("tokenizer.kind", (*LEARNED, "bytes"), "special_tokens"),
+    ("tokenizer.kind", ("words",), "pattern"),
+    ("tokenizer.kind", ("words", "chars"), "order"),
+    ("tokenizer.kind", ("pretrained",), "revision"),
+    ("window.mode", ("sliding",), "stride tail cross_documents allow_gaps"),
+    ("window.mode", ("document",), "truncate"),
+    ("embedding.kind", ("random",), "seed"),
+    ("embedding.kind", ("pretrained",), "revision tensor"),
+    ("embedding.kind", ("random", "pretrained"), "embedding_dim positions dtype"),
+    ("engine.kind", ("ray",), "address cpus memory"),
+    ("engine.kind", ("array",), "patience"),
+)
 RANGES: dict[str, tuple[float, float]] = {  # inclusive; the upper ends only keep sizes below what a 64-bit count can hold
     "corpus.shard_bytes": (1, 1 << 40),
     "corpus.max_document_bytes": (1, 1 << 30),
@@ -494,6 +512,24 @@ def check(config: Config) -> None:
         )
     if window.special_tokens and window.mode != "document":
         raise ConfigError("window.special_tokens=true needs window.mode=document.")
+
+
+def idle(config: Config) -> list[str]:
+    """What was set in vain, a sentence each.
+
+    >>> idle(Config(window=Window("prefix", stride=4)))
+    ['window.stride=4 means nothing to window.mode=prefix']
+    """
+    plain, said = Config(), []
+    various = bool(config.corpus.parts) or config.corpus.kind == "hub"  # then the formats are not known yet
+    for decisive, values, names in MEANT_FOR:
+        group, value = decisive.partition(".")[0], get(config, decisive)
+        if value in values or (various and group == "corpus"):
+            continue
+        for dotted in (f"{group}.{name}" for name in names.split()):
+            if get(config, dotted) != get(plain, dotted):
+                said.append(f"{dotted}={get(config, dotted)} means nothing to {decisive}={value}")
+    return said
 
 
 def _check_engine(engine: Engine) -> None:

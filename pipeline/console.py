@@ -87,9 +87,13 @@ def printable(text: str) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for a person: 1,234 B, 12.3 kB, 4.56 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
+    """Bytes for a person.
+
+    >>> size(999), size(12_345), size(999_600)
+    ('999 B', '12.3 kB', '1 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if count < 999.5 or unit == "PB":
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError

@@ -96,7 +96,7 @@ def load(
 
 
 def several_documents(shards: Iterable[Shard], corpus: Corpus) -> bool:
-    """Does the corpus hold two documents or more? Reads no further than the second."""
+    """Does the corpus hold two documents or more? Reads no further than the second, so all of it where there is but one."""
     counts: Counts = Counter()
     return any(counts["documents"] > 1 for shard in shards for _ in load(shard, corpus, counts))
 

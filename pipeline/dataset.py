@@ -11,10 +11,12 @@
 Rows stay in memory-mapped Arrow files; nothing is copied before the cast to int64. `target_ids` is already shifted.
 
 **What is verified.** Opening checks the manifest's own seal and the size of every file it names. A data file is
-hashed when one of its rows is first asked for (`verify="touch"`), all files at once (`verify="full"`), or never
-(`verify="sizes"`). Whatever differs is an IntegrityError naming the file, what was expected and what was found.
+hashed when one of its rows is first asked for, the first of them at opening, since it tells the columns
+(`verify="touch"`), all files at once (`verify="full"`), or never (`verify="sizes"`). Whatever differs is an
+IntegrityError naming the file, what was expected and what was found.
 """
 
+import copy
 import os
 import stat
 from bisect import bisect_right
@@ -67,9 +69,10 @@ def open_dataset(
     if is_url(str(path)):
         from pipeline.bucket import Mirror
 
-        mirror = Mirror(str(path), scratch)
-        require_split(mirror.folder, split, str(path))
-        return WindowDataset.of(mirror.split(split), columns, verify)
+        whole = Mirror(str(path), scratch)
+        require_split(whole.folder, split, str(path))
+        mirror = whole.split(split)
+        return WindowDataset(mirror.folder, columns, verify, mirror)
     if split is not None:
         require_split(Path(path), split)
         path = Path(path) / split
@@ -97,23 +100,26 @@ class WindowDataset:
     with window.mode=prefix; `embeddings` float of shape (context_length, embedding_dim), where asked for.
     """
 
-    def __init__(self, path: str | os.PathLike[str], columns: Sequence[str] | None = None, verify: str = "touch") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        columns: Sequence[str] | None = None,
+        verify: str = "touch",
+        mirror: "Mirror | None" = None,
+    ) -> None:
         if verify not in VERIFY:
             raise ConfigError(f"verify={verify!r} is not one of {', '.join(VERIFY)}.")
+        self._mirror = mirror  # whence its files are fetched
         self._set_up(Path(path).absolute(), columns, verify, {})
         if verify == "full":
             for name in self.manifest["files"]:
                 self._require_hash(name)
 
-    @classmethod
-    def of(cls, mirror: "Mirror", columns: Sequence[str] | None, verify: str) -> "WindowDataset":
-        """A dataset in a store."""
-        dataset = cls.__new__(cls)
-        dataset._mirror = mirror
-        dataset.__init__(mirror.folder, columns, verify)  # type: ignore[misc]
-        return dataset
-
-    _mirror: "Mirror | None" = None  # whence its files are fetched
+    def select(self, columns: Sequence[str]) -> "WindowDataset":
+        """The same rows with these columns; nothing is hashed again. Raises ConfigError where there is no such column."""
+        other = copy.copy(self)
+        other._choose(columns)
+        return other
 
     def _set_up(self, path: Path, columns: Sequence[str] | None, verify: str, hashed: dict[str, Stat]) -> None:
         self.path, self.verify = path, verify
@@ -130,10 +136,12 @@ class WindowDataset:
         self._files: list[_File | None] = [None] * len(rows)
         self._untouched = len(rows)
         self.schema = self._open(0).schema
-        known = self.schema.names
-        self.columns = [name for name in known if name != "embeddings"] if columns is None else list(columns)
-        if missing := [name for name in self.columns if name not in known]:
-            raise ConfigError(f"{str(path)!r} has no column {missing[0]!r}; it has {', '.join(known)}.")
+        self._choose([name for name in self.schema.names if name != "embeddings"] if columns is None else columns)
+
+    def _choose(self, columns: Sequence[str]) -> None:
+        self.columns = list(columns)
+        if missing := [name for name in self.columns if name not in self.schema.names]:
+            raise ConfigError(f"{str(self.path)!r} has no column {missing[0]!r}; it has {', '.join(self.schema.names)}.")
 
     # -- rows
 
@@ -212,9 +220,7 @@ class WindowDataset:
         name = "embeddings.safetensors"
         if name not in self.manifest["files"]:
             raise ConfigError(f"{str(self.path)!r} has no embedding tables: it was prepared with embedding=none.")
-        if self.verify != "sizes":
-            self._require_hash(name)
-        return embedding.load(self.path / name)
+        return embedding.load(self.verified(name))
 
     def embedding_layer(self, freeze: bool = False) -> "torch.nn.Embedding":
         """A torch.nn.Embedding [V, D] float32 that starts from the saved token table, to be trained unless `freeze`."""

@@ -172,9 +172,10 @@ def available_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         known.append(int(fields["MemAvailable"].split()[0]) << 10)
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        known.append(int(limit) - int(used))  # "max": no limit, no number
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        limit, used, told = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat"))
+        cached = dict(line.split() for line in told.splitlines())["inactive_file"]  # given back when it is asked for
+        known.append(int(limit) - int(used) + int(cached))  # "max": no limit, no number
     return min(known, default=None)
 
 

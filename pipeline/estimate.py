@@ -502,6 +502,7 @@ class Look:
             self.notes.append(f"the rows would take {console.size(size)}, which window.max_bytes refuses.")
         if self.config.selection.duplicates != "none" and not (self.chosen and self.chosen.manifest()):
             self.notes.append("copies will be dropped (selection.duplicates): how many is not foreseen, so expect less.")
+        self.notes += [f"{said}." for said in configs.idle(self.config)]
         if any(block.partial for block in blocks):
             self.notes.append("of a large file that must be read as a whole only the beginning was looked at: expect more.")
         if (strange := max(counted.strange, *(one.strange for one in self.inputs))) > 0.001:

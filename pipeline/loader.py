@@ -233,7 +233,7 @@ class _Stacked:
         if documents:
             _ = dataset.documents  # refused here, not in a worker
         if embeddings and "embeddings" in dataset.schema.names and "embeddings" not in dataset.columns:
-            dataset = type(dataset)(dataset.path, [*dataset.columns, "embeddings"], dataset.verify)
+            dataset = dataset.select([*dataset.columns, "embeddings"])
         self._dataset, self._documents = dataset, documents
         self._vectors = embeddings and "embeddings" not in dataset.columns
         if self._vectors:

@@ -275,9 +275,6 @@ class SlowCore:
     name = SLOW
 
     def __init__(self, folder: Path, special_in_text: bool) -> None:
-        from importlib.metadata import version
-
-        self.version = version(SLOW)
         self.tokenizer = open_slow(folder)
         self.tokenizer.model_max_length = 1 << 60
         special = [token for token in self.tokenizer.all_special_tokens if len(token) > 1 and not special_in_text]

@@ -31,7 +31,7 @@ import numpy as np
 
 from pipeline import charts, cli, console, embedding, manifests, model, output
 from pipeline import config as configs
-from pipeline.arrow import flags, flattened, list_values, read_batches, to_numpy
+from pipeline.arrow import flattened, list_values, read_batches, to_numpy
 from pipeline.files import Json, read_record
 from pipeline.guard import redacted
 from pipeline.show import spelt
@@ -63,15 +63,11 @@ class Trusted(Finished):
         return self.folder / name
 
 
-def write(folder: Path, run: str, opened: type[Finished] | None = None) -> None:
-    """Put the page of a dataset that was just finished beside it, atomically. `run` names the run's workshop.
+def write(folder: Path, run: str, opened: type[Finished] = Trusted) -> Path:
+    """Put the page of a dataset that was just finished beside it, atomically; its path. `run` names the run's workshop.
 
     Where it has splits each of them has a page, and that of the whole compares them. `opened` is how it is read.
     """
-    _write(folder, run, opened or Trusted)
-
-
-def _write(folder: Path, run: str, opened: type[Finished]) -> Path:
     manifest = manifests.read(folder / "manifest.json") or {}
     for name in manifest.get("splits", ()):
         output.write_text(folder, f"{name}/{output.REPORT}", page(opened(folder / name)), run)
@@ -95,7 +91,7 @@ def report(folder: Path) -> list[Path]:
     whole = manifests.read(folder / "manifest.json") or {}
     jobs = [job for job in jobs if job.name not in whole.get("splits", ())]
     for place in ([folder] if whole or not jobs else []) + jobs:
-        written.append(_write(place, run_name(0), Finished))
+        written.append(write(place, run_name(0), Finished))
     if jobs:
         write_sweep(folder, [(job.name, job, "") for job in jobs], run_name(0))
         written.append(folder / output.SWEEP)
@@ -375,20 +371,15 @@ def _ids(dataset: Finished) -> Iterator[np.ndarray]:
     for name in manifests.data_files(dataset.manifest):
         for batch in read_batches(dataset.file(name)):
             if number % every == 0:
-                rows = batch["input_ids"]
-                ids = to_numpy(flattened(rows)) if not hasattr(rows, "offsets") else list_values(rows)[0]
-                if "attention_mask" in batch.schema.names:
-                    mask = batch["attention_mask"]
-                    kept = flattened(mask) if not hasattr(mask, "offsets") else mask.values
-                    ids = ids[_mask(kept)]
+                rows, names = batch["input_ids"], batch.schema.names
+                ids = list_values(rows)[0] if dataset.window.mode == "prefix" else to_numpy(flattened(rows))
+                if "attention_mask" in names:
+                    real = to_numpy(flattened(batch["attention_mask"])).reshape(len(batch), -1) > 0
+                    if "target_ids" in names:  # of the targets, and before each target stands an input
+                        real[:, 1:] |= real[:, :-1]
+                    ids = ids[real.ravel()]
                 yield ids[:MOST_IDS]
             number += 1
-
-
-def _mask(values: Any) -> np.ndarray:
-    import pyarrow as pa
-
-    return flags(values) if pa.types.is_boolean(values.type) else to_numpy(values).astype(bool)
 
 
 def _use(dataset: Finished) -> tuple[Json, Json | None]:
@@ -477,7 +468,7 @@ def _lengths(dataset: Finished) -> Json | None:
 
 def _embedding(dataset: Finished, frequent: list[Json]) -> Json | None:
     """Norms of a part of the token vectors, and the most frequent tokens in the plane of their two widest directions."""
-    if embedding_file(dataset) is None:
+    if "embeddings.safetensors" not in dataset.manifest["files"]:
         return None
     table = embedding.load(dataset.file("embeddings.safetensors"))[model.TOKENS]
     rows = np.array(table[:: max(1, len(table) // MOST_NORMS)][:MOST_NORMS], np.float32)
@@ -499,12 +490,6 @@ def _embedding(dataset: Finished, frequent: list[Json]) -> Json | None:
         ),
         **_plane(vectors, frequent),
     }  # fmt: skip
-
-
-def embedding_file(dataset: Finished) -> Json | None:
-    """The note of the tables, where the dataset has any."""
-    note: Json | None = dataset.manifest["files"].get("embeddings.safetensors")
-    return note
 
 
 def _plane(vectors: np.ndarray, frequent: list[Json]) -> Json:

@@ -81,6 +81,8 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     recorded = configs.recorded(config) if recorded is None else recorded
     started, begun = time.monotonic(), datetime.datetime.now(datetime.UTC)
     configs.check(config)
+    for said in configs.idle(config):
+        log.warning("%s", said)
     place = _place(config, job)
     place.require_ours()
     if job:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipeline import console, manifests
 from pipeline.arrow import flags, flattened, list_values, read_batches, string_bytes, to_numpy
 from pipeline.cache import Cache, Entry
+from pipeline.choosing import COPIES, VERDICTS
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.output import in_order
 from pipeline.selection import REASONS
@@ -121,7 +122,7 @@ def draw_document(dataset: Finished, document: int, width: int) -> "Text":
     out.append(f"{console.counted(tokens, 'ID')} at stream positions {first:,} to {first + tokens:,}, in {told_rows(rows)}\n\n")
     text, ids = b"", []
     for _, batch in dataset.read(range(document, document + 1)):
-        text += bytes(string_bytes(batch["text"])[0][:MOST])
+        text += bytes(string_bytes(batch["text"])[0][: MOST + 1])
         if len(text) > MOST:
             break
     for line in text[:MOST].decode(errors="ignore").split("\n"):
@@ -155,11 +156,12 @@ def draw_token(dataset: Finished, token: str) -> "Text":
     out.append(" of {:,}{}\n".format(len(numbers), ", special" if dataset.vocabulary[i] in dataset.tokenizer.special else ""))
     places: list[tuple[int, int]] = []
     rows = 0
-    for start, ids in _inputs(dataset):
+    for start, first, ids in _inputs(dataset):
         hits = np.argwhere(ids == i)
         rows += len(np.unique(hits[:, 0]))
-        places += [(start + int(row), int(at)) for row, at in hits[: FEW - len(places)]]
-    out.append(f"an input of {console.counted(rows, 'row')} of {dataset.rows:,}")
+        places += [(start + int(row), int(first[row] + at)) for row, at in hits[: FEW - len(places)]]
+    which = "the last input" if dataset.window.mode == "prefix" else "an input"  # rows that grow repeat all the others
+    out.append(f"{which} of {console.counted(rows, 'row')} of {dataset.rows:,}")
     for row, at in places:
         around = dataset.row(row)["input_ids"][max(0, at - 6) : at + 7]
         out.append(f"\n  row {row:,} place {at:,}: ")
@@ -169,17 +171,18 @@ def draw_token(dataset: Finished, token: str) -> "Text":
     return out
 
 
-def _inputs(dataset: Finished) -> Iterator[tuple[int, np.ndarray]]:
-    """The inputs of all rows, a batch at a time: (number of its first row, IDs [rows, L]); one ID a row where they differ."""
+def _inputs(dataset: Finished) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The inputs of all rows, a batch at a time: (number of its first row, the place in each row of the first ID that is
+    given of it [rows], IDs [rows, L]). Of rows that grow one ID is given, which is new in each: the last."""
     row = 0
     for name in manifests.data_files(dataset.manifest):
         for batch in read_batches(dataset.file(name)):
             column = batch["input_ids"]
             if pa.types.is_fixed_size_list(column.type):
-                yield row, to_numpy(flattened(column)).reshape(len(batch), -1)
-            else:  # rows that grow: what is new in each is its last
+                yield row, np.zeros(len(batch), np.int64), to_numpy(flattened(column)).reshape(len(batch), -1)
+            else:
                 values, offsets = list_values(column)
-                yield row, values[offsets[1:] - 1][:, None]
+                yield row, np.diff(offsets) - 1, values[offsets[1:] - 1][:, None]
             row += len(batch)
 
 
@@ -195,7 +198,8 @@ def draw_stage(dataset: Finished, stage: str, cache: Path, width: int) -> "Text"
     entry = Entry(Cache(cache, ""), name, keys[stage], {})
     kept = entry.manifest() or {"files": {}}
     own = f"{dataset.manifest.get('split') or 'all'}.arrow"
-    tables = sorted((file for file in kept["files"] if file.endswith(".arrow")), key=lambda file: (file != own, file))[:1]
+    tables = sorted((file for file in kept["files"] if file.endswith(".arrow")), key=lambda file: (file != own, file))
+    tables = [VERDICTS, COPIES] if name == "selection" else tables[:1]  # else one of many shards, or splits, is enough
     rest = sorted(file for file in kept["files"] if not file.endswith(".arrow"))
     if not kept["files"] or not all(os.path.lexists(entry.path(file)) for file in tables + rest):
         raise ConfigError(f"{stage} {keys[stage][:8]} is not in the cache {str(cache)!r} (any more): set --dir, or run again.")
@@ -208,11 +212,12 @@ def draw_stage(dataset: Finished, stage: str, cache: Path, width: int) -> "Text"
     counts = ", ".join(f"{what.replace('_', ' ')} {count:,}" for what, count in kept.get("ledger", {}).get(name, {}).items())
     out.append(textwrap.fill(counts, width))
     said = _words(dataset, stage)
-    rows = ((batch, row) for file in tables for batch in read_batches(entry.path(file)) for row in range(len(batch)))
-    for nth, (batch, row) in enumerate(islice(rows, FEW)):
-        out.append(f"\nrow {nth}", "bold")
-        for column in batch.schema.names:
-            out.append(f"\n  {column:<14} {_cell(batch[column], row, width - 17, dataset.letters, said.get(column))}")
+    for file in tables:
+        rows = ((batch, row) for batch in read_batches(entry.path(file)) for row in range(len(batch)))
+        for nth, (batch, row) in enumerate(islice(rows, FEW)):
+            out.append(f"\nrow {nth}" + (f" of {file}" if len(tables) > 1 else ""), "bold")
+            for column in batch.schema.names:
+                out.append(f"\n  {column:<14} {_cell(batch[column], row, width - 17, dataset.letters, said.get(column))}")
     for other in rest:
         out.append(f"\n{other}", "bold").append(f"  {console.size(kept['files'][other]['bytes'])}")
         if other.endswith(".jsonl"):
@@ -224,11 +229,12 @@ def draw_stage(dataset: Finished, stage: str, cache: Path, width: int) -> "Text"
 
 def _words(dataset: Finished, stage: str) -> dict[str, dict[int, str]]:
     """What the numbers in columns of a stage stand for, where they are names."""
+    sources = {i: repr(source["path"]) for i, source in enumerate(dataset.sources)}
     if stage == "arrange":
-        return {"source": {i: repr(source["path"]) for i, source in enumerate(dataset.sources)}}
+        return {"source": sources}
     if stage == "selection":
         names = [name for name in NAMES if f"{name}_documents" in dataset.manifest["ledger"]["selection"]] or ["kept"]
-        return {"verdict": dict(enumerate(names)) | REASONS}
+        return {"verdict": dict(enumerate(names)) | REASONS, "source": sources, "first_source": sources}
     return {}
 
 

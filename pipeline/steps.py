@@ -155,7 +155,8 @@ def _make_ids(own: Input, ready: Ready) -> Result:
     if config.corpus.metadata:  # it stands in what `load` wrote, and goes no further
         line.fulfil([load], list(planned.shards), planned.bytes, {})
     sources = tuple(source.path for source in planned.sources)
-    several = not planned.sections and corpus.several_documents(planned.shards, config.corpus)
+    asked = config.vocabulary.append_eos == "auto" and ready.open().eos_id is not None and not planned.sections
+    several = asked and corpus.several_documents(planned.shards, config.corpus)
     marks = vocabulary.marks(config.vocabulary, ready.open(), several)
     if marks.eos_id is not None and config.vocabulary.append_eos == "auto":
         log.info("encode: %r ends each document (vocabulary.append_eos=auto)", ready.open().vocab[marks.eos_id].as_py())
@@ -166,7 +167,7 @@ def _make_ids(own: Input, ready: Ready) -> Result:
     steps = [
         load,
         Step(tokenize, partial(_tokenize, ready=ready, batch_size=config.engine.batch_size, sources=sources)),
-        Step(encode, partial(_encode, marks=marks)),
+        Step(encode, partial(_encode, marks=marks, sources=sources)),
     ]
 
     def documents(files: Json) -> Json:
@@ -195,8 +196,8 @@ def _tokenize(
     return tokenizer.schema(tok), tokenizer.tokenize(source, tok, counts, batch_size, sources)
 
 
-def _encode(source: Any, shard: Any, counts: "Counter[str]", marks: vocabulary.Marks) -> Made:
-    return marks.schema, vocabulary.encode(source, marks, counts)
+def _encode(source: Any, shard: Any, counts: "Counter[str]", marks: vocabulary.Marks, sources: tuple[str, ...]) -> Made:
+    return marks.schema, vocabulary.encode(source, marks, counts, sources)
 
 
 def open_stream(encode: Entry, files: Json, dtype: str) -> Stream:

@@ -57,7 +57,7 @@ class TrainerRows:
             mode = dataset.manifest["config"]["window"]["mode"]
             raise ConfigError(f"TrainerRows: rows of window.mode={mode} are none of a causal model: use window.mode=sliding.")
         names = [name for name in ("input_ids", "target_ids", "attention_mask") if name in dataset.schema.names]
-        self.dataset = WindowDataset(dataset.path, names, dataset.verify)
+        self.dataset = dataset.select(names)
 
     def __len__(self) -> int:
         """How many rows."""

@@ -1,7 +1,11 @@
-"""The verbs beside the pipeline, one family: `pipeline-tools show | report | trace | why | diff | doctor | cache …`.
+"""The verbs beside the pipeline, one family:
+
+    pipeline-tools show | report | trace | why | diff | doctor | export | push | cache
+
 
 `python -m pipeline.tools` is the same; `python -m scripts.show` and `python -m scripts.cache` are doors to two of them.
-A verb is the function of the same name in the module of the same name (`cache.py` for those of the cache).
+A verb is the function of the same name in the module of the same name: of `export` in the folder `exports`, of `cache` in
+`cache.py`; `why` of two datasets is in `diff.py`.
 """
 
 if __name__ == "__main__":  # before all that takes its time

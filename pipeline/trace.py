@@ -149,7 +149,7 @@ class Finished:
 
     def decode(self, ids: list[int]) -> str:
         """IDs as text, special tokens included."""
-        return str(self.tokenizer.core.tokenizer.decode(ids, skip_special_tokens=False))  # type: ignore[attr-defined]
+        return self.tokenizer.decode(ids)
 
     @cached_property
     def spelt(self) -> np.ndarray | None:
@@ -353,7 +353,7 @@ class Finished:
             path, member = self.locate(number)
             stat, settings = places.file_stat(path), self.corpus(number)
             by_rows = plan.file_format(str(self.sources[number]["path"]), settings) == "parquet"
-            anywhere = not member and (by_rows or sample.anywhere(settings, [path]))
+            anywhere = not member and not plan.packed(path) and (by_rows or sample.anywhere(settings, [path]))
             apart = own[1:][start[own[1:]] - end[own[:-1]] > GAP] if anywhere else []
             for begin, stop in itertools.pairwise([int(own[0]), *map(int, apart), int(own[-1]) + 1]):
                 low, high = (int(start[begin]), int(end[stop - 1])) if anywhere else (0, stat[1])

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from pipeline.arrow import text_bytes
 from pipeline.backends import GPT2, byte_letters
+from pipeline.config import LEARNED
 from pipeline.config import Tokenizer as Settings
 from pipeline.errors import ConfigError, InputError
 
@@ -43,7 +44,6 @@ SPECIAL = {
     "chars": {"pad": "[PAD]", "unk": "[UNK]", "eos": "<|endoftext|>"},
     "bytes": {"eos": "<|endoftext|>"},
 }
-LEARNED = ("bpe", "wordpiece", "unigram", "words", "chars")
 
 Texts = Callable[[], Iterable[pa.StringArray]]
 Progress = Callable[[str, int], None]  # what is being done, bytes of text so far

@@ -9,7 +9,7 @@ end to end are the stream that windows are cut from.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,12 +81,14 @@ def marks(vocabulary: Vocabulary, tokenizer: Any, several_documents: bool) -> Ma
     return Marks(eos, bos, tokenizer.unk_id, vocabulary.on_unknown, dtype(vocabulary, tokenizer.size).name)
 
 
-def encode(batches: Iterable[pa.RecordBatch], marks: Marks, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+def encode(
+    batches: Iterable[pa.RecordBatch], marks: Marks, counts: Counter[str], sources: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
     """Batches with `tokens` (list of dictionary) become batches with `input_ids` (list of `marks.dtype`).
 
     Rows stay rows. The begin mark goes before a document's first row, the end mark behind its last. `counts`
     gains `tokens`, `eos`, `bos`, `unknown` and `ids` (= tokens + eos + bos). Raises InputError on an unknown
-    token where `marks.on_unknown` is "error".
+    token where `marks.on_unknown` is "error"; it names the file by `sources`.
     """
     begins = True  # does the next row begin a document?
     for batch in batches:
@@ -99,7 +101,7 @@ def encode(batches: Iterable[pa.RecordBatch], marks: Marks, counts: Counter[str]
             unknown = int(np.count_nonzero(indices == marks.unknown_id))
             counts["unknown"] += unknown
             if unknown and marks.on_unknown == "error":
-                _refuse(batch, indices, offsets, marks.unknown_id)
+                _refuse(batch, indices, offsets, marks.unknown_id, sources)
         before = first.astype(np.int64) * (marks.bos_id is not None)
         after = ends.astype(np.int64) * (marks.eos_id is not None)
         edges = adjoin(lengths + before + after)
@@ -121,9 +123,11 @@ def encode(batches: Iterable[pa.RecordBatch], marks: Marks, counts: Counter[str]
         yield pa.record_batch(columns, schema=marks.schema)
 
 
-def _refuse(batch: pa.RecordBatch, indices: np.ndarray, offsets: np.ndarray, unknown: int) -> None:
+def _refuse(batch: pa.RecordBatch, indices: np.ndarray, offsets: np.ndarray, unknown: int, sources: Sequence[str]) -> None:
     row = int(np.searchsorted(offsets, np.argmax(indices == unknown), "right")) - 1
+    source, start, end = (batch[name][row].as_py() for name in ("source", "start", "end"))
+    name = repr(sources[source]) if sources else f"source {source}"
     raise InputError(
-        f"a token of the document at {batch['start'][row].as_py()}–{batch['end'][row].as_py()} of source "
-        f"{batch['source'][row].as_py()} is not in the vocabulary. Set vocabulary.on_unknown=map to count such tokens instead."
+        f"{name}, {start} to {end}: a token of this document is not in the vocabulary. "
+        "Set vocabulary.on_unknown=map to count such tokens instead."
     )

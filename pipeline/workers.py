@@ -1,9 +1,9 @@
 """The engine's worker processes.
 
 **When a worker process dies** (the out-of-memory killer, a crash, an exit) its item is tried once more, with one
-worker, and a second death is a ResourceError that names the item. A worker that neither answers nor uses the
-processor for PATIENCE seconds is killed and counts as dead; one that computes, however long, is left alone. A
-worker whose parent has died ends at once, before the next run sweeps what both were writing.
+worker, as is all that follows, and a second death is a ResourceError that names the item. A worker that neither
+answers nor uses the processor for PATIENCE seconds is killed and counts as dead; one that computes, however long, is
+left alone. A worker whose parent has died ends at once, before the next run sweeps what both were writing.
 
 Workers begin anew (`spawn`): a fork would copy locks that other threads hold. Their functions, items, results and
 errors are pickled.

@@ -111,7 +111,7 @@ def test_copies_are_named_by_the_names_that_files_have_now(texts: Path) -> None:
         read = f"corpus.paths=[{name}.jsonl,held.jsonl]"
         outcome = ran(read, "selection.duplicates=exact")
         assert f'"{name}.jsonl"' in (outcome.folder / "duplicates.jsonl").read_text()
-        assert {report.state for report in outcome.reports} == {"computed" if name == "before" else "cached"}
+        assert {report.state for report in outcome.stages} == {"computed" if name == "before" else "cached"}
         apart = ran(read, "split.by=files", "split.validation_files=[held.jsonl]", "name=apart").folder / "manifest.json"
         assert f"'{name}.jsonl' from" in json.dumps(json.loads(apart.read_text())["overlap"])
         if name == "before":

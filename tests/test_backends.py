@@ -278,7 +278,6 @@ def test_a_broken_tokenizer_json_is_named():
 def test_every_backend_has_a_version(built):
     for name in backends.PACKAGES:
         assert re.match(r"\d+\.\d+", backends.version(name))
-    assert backends.open_core("gigatoken", built("bpe"), False).version == backends.version("gigatoken")
 
 
 @pytest.mark.parametrize("name", ["bpe", "wordpiece"])

@@ -103,6 +103,28 @@ def test_where_no_dataset_can_be_put_is_refused(at: Path, overrides: list[str], 
         run(composed(*SMALL, *overrides))
 
 
+@pytest.mark.parametrize("verify", ["touch", "full", "sizes"])
+def test_other_columns_of_a_dataset_in_a_store_are_fetched_as_the_first_were(at: Path, verify: str) -> None:
+    import torch
+
+    from pipeline.targets import TrainerRows
+
+    Path("a.txt").write_text(LINES[:4000])
+    folder = run(
+        composed(*SMALL, "name=one", "embedding=random", "embedding.embedding_dim=4", "window.context_length=8")
+    ).folder
+    forget()
+    dataset, local = open_dataset(f"file://{folder.absolute()}", verify=verify), open_dataset(folder)
+    for ours, theirs in zip(*(each.loader(8, seed=1, embeddings=True) for each in (dataset, local)), strict=True):
+        assert torch.equal(ours["embeddings"], theirs["embeddings"])
+    assert torch.equal(TrainerRows(dataset)[3]["labels"], TrainerRows(local)[3]["labels"])
+    assert dataset.select(["target_ids"])[2].keys() == {"target_ids"} and "input_ids" in dataset[2]
+    fresh = open_dataset(f"file://{folder.absolute()}", verify=verify, scratch="fresh")
+    assert fresh.tables["token_embeddings"].shape[1] == 4
+    with pytest.raises(ConfigError, match="has no column 'label'"):
+        dataset.select(["label"])
+
+
 # -- S3 ---------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from conftest import ROOT, composed
-from pipeline import cache, files, output, phase, steps
+from pipeline import cache, corpus, estimate, files, output, phase, steps
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.run import Outcome, run
 
@@ -56,6 +56,50 @@ def texts(at: Path) -> Path:
     for name, size in (("a", 2_000), ("b", 30_000), ("c", 500)):
         (folder / f"{name}.txt").write_text(" ".join(rng.choice(words, size)), "utf-8")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "read"),
+    [(["tokenizer=bytes"], 2), (["tokenizer=bytes", "vocabulary.append_eos=false"], 1), (["tokenizer=hub"], 1)],
+)
+def test_a_corpus_is_read_twice_only_where_it_matters_whether_it_is_one_document(at, monkeypatch, overrides, read):
+    (at / "a.txt").write_text("abba" * 9)
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    (at / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    named = ["tokenizer.name=tokenizer.json"] if "tokenizer=hub" in overrides else []
+    begun, load = [], corpus.load
+    monkeypatch.setattr(corpus, "load", lambda *given, **more: begun.append(1) or load(*given, **more))
+    ran(
+        "corpus=text",
+        "corpus.paths=[a.txt]",
+        "embedding=none",
+        "window.context_length=4",
+        "engine=serial",
+        "tokenizer.backend=hf",
+        *overrides,
+        *named,
+    )
+    assert len(begun) == read
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["tokenizer=bytes", "tokenizer.lowercase=true"], "tokenizer.lowercase=True means nothing to tokenizer.kind=bytes"),
+        (["window=prefix", "window.stride=4"], "window.stride=4 means nothing to window.mode=prefix"),
+        (["corpus.template='{a}'"], "corpus.template={a} means nothing to corpus.format=text"),
+        (["tokenizer=words", "tokenizer.order=frequency"], None),
+    ],
+)
+def test_what_is_set_in_vain_is_said_by_the_run_and_by_the_plan(at, caplog, overrides, said):
+    (at / "a.txt").write_text("The ferry was late because of the fog.")
+    given = ["corpus=text", "corpus.paths=[a.txt]", "embedding=none", "window.context_length=4", *overrides]
+    ran(*given)
+    heard = [record.getMessage() for record in caplog.records if "means nothing" in record.getMessage()]
+    assert heard == ([said] if said else [])
+    assert [note for note in estimate.estimate(composed(*given)).notes if "means nothing" in note] == [
+        f"{one}." for one in heard
+    ]
 
 
 def test_the_sample_becomes_a_dataset_that_datasets_pyarrow_and_torch_open(at):

@@ -140,7 +140,7 @@ def test_bert_gives_the_facts_of_the_verdict(tmp_path, verdict):
         "women", "[unused452]", "sponsorship", "devout", "1950s"
     ]  # fmt: skip
     assert tok.frame == ((101,), (102,), True)
-    assert (tok.pad_id, tok.unk_id, tok.cls_id, tok.sep_id, tok.eos_id) == (0, 100, 101, 102, None)
+    assert (tok.pad_id, tok.unk_id, tok.frame, tok.eos_id) == (0, 100, ((101,), (102,), True), None)
 
 
 @needs_assets
@@ -584,6 +584,11 @@ def test_characters_that_vanish_are_counted_in_bytes(tmp_path):
     counts = Counter()
     assert ids_of(tok, [batch(["axbé", "ab"])], counts) == [[3], [3]]
     assert counts["unknown_bytes"] == 3
+    bare = json.loads(plain_bpe())
+    del bare["normalizer"], bare["pre_tokenizer"]  # which a file need not have
+    save(tmp_path / "bare", {"tokenizer.json": json.dumps(bare)})
+    tok, counts = opened(build_pretrained(tmp_path / "built", name=str(tmp_path / "bare"))), Counter()
+    assert ids_of(tok, [batch(["axbé"])], counts) == [[3]] and counts["unknown_bytes"] == 3
 
 
 def test_a_tokenizer_of_every_byte_or_with_an_unknown_token_loses_nothing(made):
@@ -730,7 +735,7 @@ def test_a_folder_with_a_vocabulary_alone_is_converted_and_gives_the_same_ids(tm
     assert (folder / "tokenizer.json").exists()
     tok = opened(folder)
     assert tokens_of(tok, "Hello world, ab x") == ["hello", "world", ",", "a", "##b", "[UNK]"]
-    assert (tok.cls_id, tok.sep_id, tok.frame) == (2, 3, ((2,), (3,), True))
+    assert tok.frame == ((2,), (3,), True)
 
 
 @pytest.mark.row("C4")
@@ -808,7 +813,7 @@ def test_special_tokens_come_from_the_files_beside_and_from_the_configuration(tm
     )
     folder = build_pretrained(tmp_path, name=str(source), cls_token="[CLS]")
     tok = opened(folder)
-    assert (tok.pad_id, tok.eos_id, tok.cls_id, tok.bos_id, tok.unk_id) == (0, 3, 2, None, 1)
+    assert (tok.pad_id, tok.eos_id, tok.bos_id, tok.unk_id) == (0, 3, None, 1)
     with pytest.raises(ConfigError, match=r"tokenizer.eos_token='\[SEPP\]' is not in the vocabulary.*\[SEP\]"):
         build_pretrained(tmp_path, name=str(source), eos_token="[SEPP]")
 
@@ -842,7 +847,7 @@ def test_auto_tokenizer_opens_every_folder_and_agrees(made):
         other = AutoTokenizer.from_pretrained(str(folder))
         for text in (LINES[0], LINES[3], "a <|endoftext|> b [PAD]"):
             assert other.encode(text, add_special_tokens=False) == ids_of(tok, [batch([text])])[0], name
-        for role in ("eos", "pad", "cls", "sep"):
+        for role in ("eos", "pad"):
             assert getattr(other, f"{role}_token_id") == getattr(tok, f"{role}_id"), (name, role)
 
 

@@ -135,6 +135,15 @@ def test_rows_of_parquet_are_found_again_however_the_run_came_to_them(at, option
     assert [place.document for place in trace.find(dataset, "x 9")] == [len(kept) - 1]
 
 
+def test_rows_of_a_compressed_parquet_file_are_found_again(at):
+    texts = [f"{line} {number}" for number, line in enumerate(LINES * 2)]
+    pq.write_table(pa.table({"text": texts}), at / "in.parquet", row_group_size=4)
+    (at / "in.parquet.gz").write_bytes(gzip.compress((at / "in.parquet").read_bytes()))
+    dataset = prepared("corpus=parquet", "corpus.paths=[in.parquet.gz]")
+    require_thread(dataset, texts, exact=False)
+    assert [place.document for place in trace.find(dataset, "x 9")] == [9]
+
+
 def test_what_is_said_of_very_many_files_stands_beside_the_manifest(at, monkeypatch):
     for number in range(4):
         (at / f"{number}.txt").write_text("".join(f"{line} {n}\n" for n in range(9) for line in LINES[number:]))

@@ -81,7 +81,7 @@ def test_the_stream_equals_a_naive_reference_however_it_is_batched(rows, eos, bo
 def test_unknown_tokens_are_counted_or_refused_naming_the_document():
     b = batch([[1, 2], [3, 3, 5]], [True, True])
     assert encoded([b], unknown_id=3)[1]["unknown"] == 2
-    with pytest.raises(InputError, match=r"1–2 of source 0.*on_unknown=map"):
+    with pytest.raises(InputError, match=r"source 0, 1 to 2: a token .*on_unknown=map"):
         encoded([b], unknown_id=3, on_unknown="error")
 
 
