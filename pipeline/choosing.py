@@ -40,11 +40,8 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
     """Fingerprints of all documents, and what follows from them. Raises InputError where too many copies cross splits."""
     near = selection.signed(config.selection, config.split)
     prints = [keys.fingerprint_entry(line.entry, config, own.load.entry) for own in inputs]
-    by_files = config.split.by == "files" and bool(split.names(config.split))
     sources = [source.path for source in planned.sources]
-    if by_files:
-        split.require_matches(sources, config.split)
-    files = split.assign_files(sources, config.split).tolist() if by_files else list(planned.sections) or None
+    files = splits_of_files(config.split, planned)
     entry = keys.selection_entry(line.entry, config, prints, files)
     if (manifest := line.cached([entry])) is not None:
         for own, found in zip(inputs, prints, strict=True):
@@ -70,6 +67,19 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
     selection.report(manifest["overlap"])
     selection.require_apart(manifest["overlap"], config.split)
     return Chosen(entry, manifest)
+
+
+def splits_of_files(splits: configs.Split, planned: plan.Plan) -> list[int] | None:
+    """The number of the split of each file, or of each part of the one document that is cut; None where neither is split.
+
+    Raises ConfigError where a pattern of `split.by=files` matches no file.
+    """
+    if splits.by != "files" or not split.names(splits):
+        return list(planned.sections) or None
+    sources = [source.path for source in planned.sources]
+    split.require_matches(sources, splits)
+    numbers: list[int] = split.assign_files(sources, splits).tolist()
+    return numbers
 
 
 def make_list(line: Line, chosen: Chosen, planned: plan.Plan) -> tuple[Entry, Json]:

@@ -90,6 +90,12 @@ def columns(corpus: Corpus) -> Columns:
     return _parse(corpus.text_column, corpus.template, tuple(corpus.metadata))
 
 
+def text_leaves(metadata: Any, corpus: Corpus) -> list[int]:
+    """The numbers of the leaf columns of a Parquet file, by its metadata, that make the text."""
+    names, text = (metadata.schema.column(i).path for i in range(metadata.num_columns)), columns(corpus).text
+    return [i for i, name in enumerate(names) if name in text or name.startswith(tuple(f"{one}." for one in text))]
+
+
 def missing(name: str, found: list[str], likely: list[str], corpus: Corpus) -> ConfigError:
     """The error for a column that is not there, with those that are."""
     key = "corpus.template" if corpus.template is not None else "corpus.text_column"

@@ -29,6 +29,7 @@ import numpy as np
 
 from pipeline import (
     batches,
+    choosing,
     console,
     counting,
     embedding,
@@ -174,11 +175,7 @@ class Look:
         """The entry of the verdicts on documents."""
         self.prints = [keys.fingerprint_entry(self.name, self.config, load) for load in self.loads]
         planned = plan.together([one.planned for one in self.inputs if one.planned is not None])
-        sources = [source.path for source in planned.sources]
-        by_files = self.config.split.by == "files" and self.names != ("",)
-        if by_files:
-            split.require_matches(sources, self.config.split)
-        files = split.assign_files(sources, self.config.split).tolist() if by_files else list(planned.sections) or None
+        files = choosing.splits_of_files(self.config.split, planned)
         return keys.selection_entry(self.name, self.config, self.prints, files)
 
     def estimate(self) -> Estimate:
@@ -231,8 +228,8 @@ class Look:
         for one in self.inputs:
             if one.load is not None:
                 config = one.config
-                if one.name and config.vocabulary.append_eos == "auto" and ready.tok.eos_id is not None:
-                    config = replace(config, vocabulary=replace(config.vocabulary, append_eos="true"))
+                if one.name:
+                    config = replace(config, vocabulary=vocabulary.of_part(config.vocabulary, ready.tok))
                 one.tokenize = keys.tokenize_entry(self.name, config, one.load, entry, ready.backend)
                 one.encode = keys.encode_entry(self.name, config, one.tokenize)
         return ready

@@ -371,12 +371,10 @@ def _row_ranges(path: str, corpus: Corpus, sha: str) -> list[Range]:
         if compression.kind(file.pread(16, 0)):
             return [(0, size := file.stat()[1], size, sha, "")]
         parquet = open_parquet(file, path, corpus)
-        metadata = parquet.metadata
-        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-        from pipeline.columns import columns
+        from pipeline.columns import text_leaves
 
-        wanted = columns(corpus).text
-        own = [i for i, name in enumerate(names) if name in wanted or name.startswith(tuple(f"{one}." for one in wanted))]
+        metadata = parquet.metadata
+        own = text_leaves(metadata, corpus)
         ranges: list[Range] = []
         start = end = size = 0
         for index in range(metadata.num_row_groups):

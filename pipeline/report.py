@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import charts, cli, console, embedding, manifests, model, output
+from pipeline import balance, charts, console, embedding, manifests, model, output
 from pipeline import config as configs
 from pipeline.arrow import flattened, list_values, read_batches, to_numpy
 from pipeline.files import Json, read_record
@@ -265,16 +265,16 @@ def flow(ledger: Json, split: str | None = None) -> list[Json]:
         for unit in ("bytes", "documents")
     }
     lost = ("first", "tail", "gap", "truncated")
-    used = [(said, window.get(part, 0), "lost" if part in lost else "on") for part, said in cli.USED.items()]
+    used = [(said, window.get(part, 0), "lost" if part in lost else "on") for part, said in balance.USED.items()]
     filled = [
-        (said, window.get(part, 0), "on" if part in ("targets", "kept") else "added") for part, said in cli.FILLED.items()
+        (said, window.get(part, 0), "on" if part in ("targets", "kept") else "added") for part, said in balance.FILLED.items()
     ]
     bars = [
         ("Text", _read(load), [("bytes of text", load.get("text_bytes", 0), "on"), *dropped["bytes"],
                                ("syntax: line ends, and all of a record but its text", load.get("syntax_bytes", 0), "lost")]),
         ("Documents", "", [("kept", load.get("documents", 0), "on"), *dropped["documents"]]),
         ("Token IDs", "", [("tokens", encode.get("tokens", 0), "on"), *((said, encode.get(part, 0), "added")
-                           for part, said in cli.ADDED.items() if part != "tokens")]),
+                           for part, said in balance.ADDED.items() if part != "tokens")]),
         ("Choice of documents", "IDs", _chosen(ledger.get("arrange", {}), split)),
         ("Use of the IDs", "", used),
         ("Slots of the rows", "", filled),
@@ -298,7 +298,7 @@ def _read(load: Json) -> str:
 def _chosen(counts: Json, split: str | None) -> list[tuple[str, int, str]]:
     """The IDs of this dataset's documents, of other splits, and of documents that were left out; nothing where all stay."""
     parts, repeated = [], counts.get("repeated", 0)
-    for name, said in cli.CHOSEN.items():
+    for name, said in balance.CHOSEN.items():
         lost, own = name.startswith(("dropped_", "left_out_")), split is None or name == f"{split}_ids"
         fate = "lost" if lost else "on" if own else "aside"
         again = repeated if name in ("kept_ids", "train_ids") and name in counts else 0
@@ -309,7 +309,7 @@ def _chosen(counts: Json, split: str | None) -> list[tuple[str, int, str]]:
 def _copies(manifest: Json, whole: Json | None) -> list[tuple[str, int]]:
     """Documents left out as copies of others, and copies found across splits, as far as a run looked."""
     counts = manifest["ledger"].get("arrange", {})
-    dropped = {name: said for name, said in cli.CHOSEN.items() if name.startswith("dropped_") and "duplicate" in name}
+    dropped = {name: said for name, said in balance.CHOSEN.items() if name.startswith("dropped_") and "duplicate" in name}
     said = [(f"dropped: {text}", counts.get(name.replace("_ids", "_documents"), 0)) for name, text in dropped.items()]
     for held, facts in ordered(manifest.get("overlap") or (whole or {}).get("overlap") or {}):
         said += [(f"in {held}, and {how} in train", facts.get(kind, 0)) for kind, how in COPIES.items()]
@@ -612,7 +612,7 @@ def _job(name: str, folder: Path | None, problem: str) -> Json:
     if folder is None or manifest is None:
         return job
     splits = [own["ledger"] for own in manifest.get("splits", {}).values()] or [manifest["ledger"]["window"]]
-    used, kept = sum(own.get(part, 0) for own in splits for part in cli.USED), sum(map(_kept, splits))
+    used, kept = sum(own.get(part, 0) for own in splits for part in balance.USED), sum(map(_kept, splits))
     return job | {
         "link": f"{folder.name}/{output.REPORT}" if (folder / output.REPORT).exists() else None,
         "rows": manifest["rows"],

@@ -31,7 +31,7 @@ import numpy as np
 
 from pipeline import cleaning, corpus, places, plan, stores
 from pipeline.arrow import flags, string_bytes, to_numpy
-from pipeline.columns import columns
+from pipeline.columns import text_leaves
 from pipeline.config import Corpus
 from pipeline.files import Stat
 
@@ -158,8 +158,7 @@ def anywhere(settings: Corpus, paths: Sequence[str]) -> bool:
 def _row_groups(settings: Corpus, path: str, stat: Stat) -> Iterator[Unit]:
     with places.open_file(path) as file:
         metadata = plan.open_parquet(file, path, settings).metadata
-    names, wanted = [metadata.schema.column(i).path for i in range(metadata.num_columns)], columns(settings).text
-    own, first = [i for i, name in enumerate(names) if name in wanted or name.startswith(tuple(f"{w}." for w in wanted))], 0
+    own, first = text_leaves(metadata, settings), 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         size = sum(group.column(i).total_uncompressed_size - 4 * group.num_rows for i in own)  # 4 bytes of length a value

@@ -144,8 +144,8 @@ def make_ids(own: Input, ready: Ready) -> Result:
 
 def _make_ids(own: Input, ready: Ready) -> Result:
     line, config, planned, load = own.line, own.config, own.planned, own.load
-    if own.name and config.vocabulary.append_eos == "auto" and ready.open().eos_id is not None:
-        config = replace(config, vocabulary=replace(config.vocabulary, append_eos="true"))  # others follow the only document
+    if own.name:
+        config = replace(config, vocabulary=vocabulary.of_part(config.vocabulary, ready.open()))
     tokenize = keys.tokenize_entry(line.entry, config, load.entry, ready.entry, ready.backend)
     encode = keys.encode_entry(line.entry, config, tokenize)
     if (manifest := line.cached([load.entry, tokenize, encode])) is not None:

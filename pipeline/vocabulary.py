@@ -10,7 +10,7 @@ end to end are the stream that windows are cut from.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,12 @@ def dtype(vocabulary: Vocabulary, size: int) -> np.dtype[Any]:
             f"{size - 1}: set vocabulary.dtype=auto."
         )
     return found
+
+
+def of_part(vocabulary: Vocabulary, tokenizer: Any) -> Vocabulary:
+    """The settings of a part of a mixture, where `auto` means `true`: documents of other parts follow even an only one."""
+    auto = vocabulary.append_eos == "auto" and tokenizer.eos_id is not None
+    return replace(vocabulary, append_eos="true") if auto else vocabulary
 
 
 def marks(vocabulary: Vocabulary, tokenizer: Any, several_documents: bool) -> Marks:

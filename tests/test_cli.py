@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, composed
-from pipeline import cli, console, tools
+from pipeline import balance, cli, console, tools
 from pipeline.files import seal, unseal
 from pipeline.run import run
 
@@ -331,7 +331,7 @@ def test_what_Hydra_is_told_does_not_stay_behind(ends):
 
 def test_the_balance_reads_as_sums_that_add_up(at):
     outcome = run(composed("tokenizer=bytes", "embedding=none", "window.context_length=256", "window.stride=128"))
-    text, tokens, slots = cli.ledger_lines(outcome.ledger)
+    text, tokens, slots = balance.lines(outcome.ledger)
     assert text == "  text    18,838 bytes in 1 document"
     assert tokens == "  tokens  18,838 = 1 first (no target) + 18,816 targets + 21 tail (dropped)"
     assert slots == "  slots   37,376 = 18,816 targets + 18,560 repeated by overlap"
@@ -343,7 +343,7 @@ def test_the_balance_names_every_reason_and_counts_added_tokens():
         "encode": {"tokens": 9, "eos": 2, "unknown": 4},
         "window": {"tokens": 11, "first": 2, "targets": 9, "slots": 12, "padding": 3, "repeated": 0},
     }
-    assert cli.ledger_lines(ledger) == [
+    assert balance.lines(ledger) == [
         "  text    10 bytes in 2 documents",
         "          empty files: 1; NUL bytes kept: 3; unknown tokens: 4",
         "  IDs     11 = 9 tokens + 2 EOS",
@@ -357,7 +357,7 @@ def test_every_mode_has_a_balance_that_adds_up(at, window):
     (at / "two.txt").write_text("one two three\nfour five")
     where = ["corpus=text", "corpus.paths=[two.txt]", "corpus.document=line", "tokenizer=words", "embedding=none"]
     outcome = run(composed(*where, f"window={window}", "window.context_length=8", "window.truncate=true"))
-    for line in cli.ledger_lines(outcome.ledger)[1:]:
+    for line in balance.lines(outcome.ledger)[1:]:
         total, parts = line.replace(",", "").split(" = ")
         assert int(total.split()[-1]) == sum(int(part.split()[0]) for part in parts.split(" + "))
 
