@@ -82,6 +82,24 @@ def splits_of_files(splits: configs.Split, planned: plan.Plan) -> list[int] | No
     return numbers
 
 
+def splits_of_documents(
+    splits: configs.Split, planned: plan.Plan, documents: selection.Documents, files: list[int] | None
+) -> np.ndarray:
+    """The number of the split of each document, int8; `files` is what `splits_of_files` gives."""
+    owners: np.ndarray = np.zeros(len(documents), np.int8)
+    if planned.sections:
+        owners = np.array(planned.sections, np.int8)
+        if len(owners) != len(documents):
+            raise InputError("a part of the one document was left out, so that it cannot be split: set corpus.document=.")
+    elif files is not None:
+        owners = np.array(files, np.int8)[documents.source]
+    elif documents.splits is not None:
+        owners = documents.splits
+    elif split.names(splits):
+        owners = split.assign(documents.hash[:, 0], splits)
+    return owners
+
+
 def make_list(line: Line, chosen: Chosen, planned: plan.Plan) -> tuple[Entry, Json]:
     """The list of copies, in an entry of its own, so that a new name of a file makes nothing else anew."""
     sources = [source.path for source in planned.sources]
@@ -116,18 +134,7 @@ def _decide(
     ledger: Json,
 ) -> Json:
     """Write the verdicts and the copies, and publish the entry."""
-    if planned.sections:
-        splits = np.array(planned.sections, np.int8)
-        if len(splits) != len(documents):
-            raise InputError("a part of the one document was left out, so that it cannot be split: set corpus.document=.")
-    elif files is not None:
-        splits = np.array(files, np.int8)[documents.source]
-    elif documents.splits is not None:
-        splits = documents.splits
-    elif split.names(config.split):
-        splits = split.assign(documents.hash[:, 0], config.split)
-    else:
-        splits = np.zeros(len(documents), np.int8)
+    splits = splits_of_documents(config.split, planned, documents, files)
     verdicts, repeats = selection.decide(documents, splits, config.selection)
     with entry.write(VERDICTS) as file:
         selection.write_verdicts(file, verdicts, documents.shards)

@@ -231,8 +231,9 @@ def attempt(cfg: Any, name: str | None = None) -> Job:
             log.info("job %s", name)
         config, recorded = plain(cfg)
         if config.plan:
-            from pipeline import estimate, foretold
+            from pipeline import estimate, foretold, run
 
+            run.place_of(config, name)
             made = estimate.estimate(config)
             estimate.tell(made)
             foretold.remember(made.record, Path(config.cache.dir).absolute(), recorded)

@@ -14,14 +14,27 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from pipeline import cleaning, corpus, engine, fingerprint, plan, sample, split, steps, tokenizer, vocabulary, window
+from pipeline import (
+    choosing,
+    cleaning,
+    corpus,
+    engine,
+    fingerprint,
+    plan,
+    sample,
+    selection,
+    steps,
+    tokenizer,
+    vocabulary,
+    window,
+)
 from pipeline import config as configs
-from pipeline.arrow import flattened, joined, to_numpy
+from pipeline.arrow import joined
 from pipeline.cache import Entry
 from pipeline.files import Json, Stat
 from pipeline.sample import Block, Frame, Guess, ratio
@@ -90,7 +103,9 @@ class Input:
     tokenize: Entry | None = None  # where they can be named
     encode: Entry | None = None
     blocks: list[Block] = field(default_factory=list)
+    taken: list[float] = field(default_factory=list)  # tokens of each of them
     whole: bool = False  # is all of it in the one block?
+    owners: np.ndarray | None = None  # the verdict on each document, int8, as `selection` will say it, where it is known
     counts: Counts | None = None
     cut: Cut | None = None
     strange: float = 0.0  # share of unknown tokens, where the cache tells
@@ -106,31 +121,11 @@ class Input:
         """In which it is, or will be, cut."""
         return len(self.planned.shards) if self.planned else max(1, round(self.frame.bytes / self.config.corpus.shard_bytes))
 
-    @cached_property
-    def owners(self) -> np.ndarray | None:
-        """The split of each document, int8, as `selection` will say it; None where that would take long to know."""
-        config, planned = self.config, self.planned
-        if planned and planned.sections:
-            return np.array(planned.sections, np.int8)
-        little = self.frame.bytes <= SAMPLE and (self.whole or (self.counts is not None and self.counts.text.high <= SAMPLE))
-        if not split.names(config.split) or planned is None or not little:
-            return None
-        prints = [
-            batch
-            for shard in planned.shards
-            for batch in fingerprint.fingerprint(
-                corpus.load(shard, config.corpus, Counter()), config.selection, False, config.split, Counter()
-            )
-        ]
-        if not prints:
-            return np.empty(0, np.int8)
-        if config.split.by == "column":
-            return np.concatenate([to_numpy(batch["split"]) for batch in prints])
-        if config.split.by == "files":
-            of_file = split.assign_files([source.path for source in planned.sources], config.split)
-            return np.concatenate([of_file[to_numpy(batch["source"])] for batch in prints])
-        hashes = np.concatenate([to_numpy(flattened(batch["hash"])) for batch in prints]).reshape(-1, 2)
-        return split.assign(hashes[:, 0], config.split)
+    @property
+    def little(self) -> bool:
+        """Is it so small that all of it may be looked at?"""
+        counted = self.whole or (self.counts is not None and self.counts.text.high <= SAMPLE)
+        return self.planned is not None and self.frame.bytes <= SAMPLE and counted
 
 
 @dataclass
@@ -241,6 +236,37 @@ def _whole(one: Input, most: int) -> Block | None:
     return whole
 
 
+def judge(config: configs.Config, inputs: Sequence[Input], scratch: Path) -> int:
+    """Know the verdict on each document of little corpora, as `selection` will say it; how many are copies of others."""
+    near, before = config.selection.duplicates == "near", 0
+    paths: list[tuple[Path, int]] = []
+    planned = plan.together([one.planned for one in inputs if one.planned is not None])
+    for one in inputs:
+        assert one.planned is not None
+        for shard in one.planned.shards:
+            paths.append((scratch / f"fingerprint-{len(paths)}", before))
+            loaded = corpus.load(shard, one.config.corpus, Counter())
+            with pa.ipc.new_stream(paths[-1][0], fingerprint.schema(config.selection, near, config.split)) as writer:
+                for batch in fingerprint.fingerprint(loaded, config.selection, near, config.split, Counter()):
+                    writer.write_batch(batch)
+        before += len(one.planned.sources)
+    documents = selection.read([path for path, _ in paths], [sources for _, sources in paths])
+    files = choosing.splits_of_files(config.split, planned)
+    splits = choosing.splits_of_documents(config.split, planned, documents, files)
+    verdicts, repeats = selection.decide(documents, splits, config.selection)
+    told(inputs, np.split(verdicts, documents.shards[1:-1]))
+    return int((repeats >= 0).sum())
+
+
+def told(inputs: Sequence[Input], verdicts: Sequence[np.ndarray]) -> None:
+    """Give each input the verdicts on its documents, from those of all shards."""
+    shards = iter(verdicts)
+    for one in inputs:
+        assert one.planned is not None
+        own = [next(shards) for _ in one.planned.shards]
+        one.owners = np.concatenate([np.empty(0, np.int8), *own])
+
+
 def count(config: configs.Config, ready: Ready | None, inputs: Sequence[Input], scratch: Path) -> Counted:
     """Tokenize the blocks of all inputs, and conclude from them what each holds; learn the tokenizer where there is none."""
     drawn = [(rank, one, block) for one in inputs for rank, block in enumerate(one.blocks)]
@@ -266,7 +292,7 @@ def count(config: configs.Config, ready: Ready | None, inputs: Sequence[Input], 
 
 
 def _train(one: Input) -> Block:
-    """The documents of a whole input that a tokenizer may see: with splits, those of the first."""
+    """The documents of a whole input that a tokenizer may see: of those that are kept, those of the first split."""
     (block,) = one.blocks
     if one.owners is None:
         return block
@@ -347,6 +373,7 @@ def _conclude(ready: Ready, one: Input, versions: list[list[np.ndarray]]) -> Non
     def guess(counts: list[float]) -> Guess:
         return ratio(whole, sizes, counts, part)
 
+    one.taken = [sum(float(version[place].sum()) for version in versions) / len(versions) for place in range(len(blocks))]
     read = [float(sum(map(len, block.text))) for block in blocks]
     begun = [float(len(block.begun)) for block in blocks]
     cut = bool(one.planned and one.planned.sections)
@@ -354,6 +381,8 @@ def _conclude(ready: Ready, one: Input, versions: list[list[np.ndarray]]) -> Non
         config.corpus.format == "text" and config.corpus.document == "file" and not cut and not cleaning.asked(config.corpus)
     )
     documents = Guess.of(len(one.frame.units)) if by_file and part < 1 else guess(begun)
+    if cut and one.planned:
+        documents = Guess.of(len(one.planned.sections))
     marks = vocabulary.marks(config.vocabulary, tok, (documents.value > 1.5 and not cut) or bool(one.name))
     added = (marks.eos_id is not None) + (marks.bos_id is not None)
     tokens = between([guess([float(each.sum()) for each in version]) for version in versions])

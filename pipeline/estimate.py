@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import (
     batches,
@@ -35,6 +36,7 @@ from pipeline import (
     embedding,
     engine,
     files,
+    fingerprint,
     foretold,
     hub,
     keys,
@@ -49,7 +51,7 @@ from pipeline import (
     window,
 )
 from pipeline import config as configs
-from pipeline.arrow import joined
+from pipeline.arrow import adjoin, joined
 from pipeline.cache import Cache, Entry
 from pipeline.counting import Counted, Counts, Input, Ready, Rows, product, total
 from pipeline.errors import ConfigError
@@ -60,8 +62,8 @@ HASHED = 1 << 30  # bytes hashed at most, to know what the cache holds
 LOOK = 4 << 20  # bytes by which the rate of loading is measured, and in which a window is looked for
 
 # What an Arrow file holds, in bytes: of a document (offset, source, start, end, ends; in documents.arrow; in a table of
-# `arrange`; its verdict), and around every batch and file.
-ROW, DOCUMENT, PLACE, VERDICT, BATCH, FILE = 24.125, 36, 44, 1, 340, 420
+# `arrange`; its verdict; in the table of copies), and around every batch and file.
+ROW, DOCUMENT, PLACE, VERDICT, COPY, BATCH, FILE = 24.125, 36, 44, 1, 49, 340, 420
 TASTE = 0.10  # of a corpus: the part that people set apart for validation
 WIDE = 32  # bytes of text that a token surely has no more than, where few are looked for
 
@@ -81,6 +83,7 @@ class Stream:
 
     ids: Guess
     rows: Rows
+    documents: Guess
     lengths: np.ndarray | None  # IDs of its documents, or of all of it where windows cross them; None where not known
 
 
@@ -170,6 +173,7 @@ class Look:
         self.prints: list[Entry] = []
         self.chosen = self._chosen() if self.known and selection.wanted(config.selection, config.split) else None
         self.arrange: Entry | None = None
+        self.copies: int | None = 0 if config.selection.duplicates == "none" else None  # None: not known yet
 
     def _chosen(self) -> Entry:
         """The entry of the verdicts on documents."""
@@ -243,10 +247,24 @@ class Look:
                 counting.recall(ready, one, manifest)
             else:
                 fresh.append(one)
+        counting.draw(fresh, self.seed)
+        self.judge()
         if not fresh and ready:
             return Counted(ready, 0, 0.0, 0.0, 0.0)
-        counting.draw(fresh, self.seed)
         return counting.count(self.config, ready, fresh, self.scratch)
+
+    def judge(self) -> None:
+        """Know the verdict on each document, where the cache tells it or the corpus is little."""
+        if not selection.wanted(self.config.selection, self.config.split):
+            return
+        if self.chosen and (manifest := self.chosen.manifest()):
+            counting.told(self.inputs, selection.read_verdicts(self.chosen.file(choosing.VERDICTS)))
+            counts = manifest["ledger"]["selection"]
+            self.copies = sum(counts.get(f"dropped_{kind}_documents", 0) for kind in ("duplicate", "near_duplicate"))
+        elif all(one.little for one in self.inputs):
+            self.copies = counting.judge(self.config, self.inputs, self.scratch)
+        elif (planned := self.inputs[0].planned) and planned.sections:
+            self.inputs[0].owners = np.array(planned.sections, np.int8)
 
     # -- splits and mixtures
 
@@ -254,7 +272,8 @@ class Look:
         """IDs of the documents of a split of an input, int64, in their order; None where they are not known."""
         counts, owners = one.counts, one.owners
         assert counts is not None
-        if not counts.every or (name and (owners is None or len(owners) != len(counts.lengths))):
+        judged = selection.wanted(self.config.selection, self.config.split)
+        if not counts.every or (judged and (owners is None or len(owners) != len(counts.lengths))):
             return None
         lengths = np.round(counts.lengths).astype(np.int64)
         return lengths if owners is None else lengths[owners == self.names.index(name)]
@@ -263,29 +282,54 @@ class Look:
         """The part of the IDs of an input that each split gets."""
         settings, counts = self.config.split, one.counts
         assert counts is not None
-        if self.names == ("",):
+        if not selection.wanted(self.config.selection, settings):
             return {"": Guess.of(1)}
         known = {name: self.lengths(one, name) for name in self.names}
         if all(own is not None for own in known.values()):
             return {
                 name: Guess.of(float(own.sum()) / max(1.0, counts.ids.value)) for name, own in known.items() if own is not None
             }
+        least = 1.0 if self.copies is not None else 0.0  # of what there is, where copies are dropped and none are known yet
+        if self.names == ("",):
+            return {"": Guess(1, least, 1)}
         if settings.by == "column":
             return {name: Guess(float(name == self.names[0]), 0, 1) for name in self.names}
-        if settings.by == "files":
-            sizes = np.array([stat[1] for stat in one.found.values()], float)
-            owner = split.assign_files(places.shown(list(one.found)), settings)
-            return {name: Guess.of(float(sizes[owner == nth].sum() / sizes.sum())) for nth, name in enumerate(self.names)}
-        if one.planned and one.planned.sections:
-            sizes = np.array([part.end - part.start for shard in one.planned.shards for part in shard.parts], float)
-            part = [float(sizes[one.owners == nth].sum() / sizes.sum()) for nth in range(len(self.names))]
-            return {name: Guess(n, n * 0.95, min(1.0, n * 1.05)) for name, n in zip(self.names, part, strict=True)}
+        if strata := self.strata(one):
+            return {name: product(share, Guess(1, least, 1)) for name, share in zip(self.names, strata, strict=True)}
         made = {}
         for name in self.names:
             share = split.fractions(settings)[name]
             chance = _chance(counts, share)
-            made[name] = Guess(share, max(0.0, share - chance), min(1.0, share + chance))
+            made[name] = Guess(share, least * max(0.0, share - chance), min(1.0, share + chance))
         return made
+
+    def strata(self, one: Input) -> list[Guess] | None:
+        """The part of the IDs that each split gets where whole ranges of bytes are split, by the tokens of the blocks in its
+        own; None where documents are.
+        """
+        settings, units = self.config.split, one.frame.units
+        if settings.by == "files":
+            of_path = dict(zip(one.found, split.assign_files(places.shown(list(one.found)), settings).tolist(), strict=True))
+            owners = np.array([of_path[block.path] for block in one.blocks])
+            sizes = [sum(unit.bytes for unit in units if of_path[unit.path] == nth) for nth in range(len(self.names))]
+        elif one.owners is not None and one.planned and one.planned.sections:
+            parts = [part for shard in one.planned.shards for part in shard.parts]
+            begins = np.array([part.start for part in parts])
+            owners = one.owners[np.searchsorted(begins, [block.start for block in one.blocks], "right") - 1]
+            sizes = [sum(part.bytes for part, own in zip(parts, one.owners, strict=True) if own == nth)
+                     for nth in range(len(self.names))]  # fmt: skip
+        else:
+            return None
+        taken, read = np.array(one.taken), np.array([block.size for block in one.blocks])
+        every = float(taken.sum()) / max(1.0, float(read.sum())) * one.frame.bytes
+        made = []
+        for nth, size in enumerate(sizes):
+            own = owners == nth
+            guess = sample.ratio(size, read[own], taken[own], min(1.0, float(read[own].sum()) / max(1, size)))
+            if own.sum() < 2:  # too little was read of it to know better than by its bytes
+                guess = Guess(size * every / one.frame.bytes, 0, every)
+            made.append(guess.times(1 / max(1.0, every)))
+        return [replace(each, high=min(1.0, each.high)) for each in made]
 
     def has(self) -> list[Guess]:
         """The IDs of each input that may be trained on."""
@@ -340,7 +384,7 @@ class Look:
 
     def stream(self, name: str, times: list[float]) -> Stream:
         """What a split gives: told by the cache, or the shares of all inputs."""
-        train, ids, rows = name == self.names[0], [], []
+        train, ids, rows, documents = name == self.names[0], [], [], []
         known = [
             self.drawn.get(nth) if train and self.mixed else self.lengths(one, name) for nth, one in enumerate(self.inputs)
         ]
@@ -351,18 +395,21 @@ class Look:
             assert one.counts is not None
             ids.append(product(one.counts.ids, used))
             rows.append(one.counts.rows.times(used))
-        made = Stream(total(ids), Rows.together(rows), None)
+            documents.append(product(one.counts.documents, used))
+        made = Stream(total(ids), Rows.together(rows), total(documents), None)
         if all(own is not None for own in known):
             every = np.concatenate([own for own in known if own is not None])
-            made = Stream(Guess.of(int(every.sum())), Rows(*map(Guess.of, window.expect(*cut, every))), every)
+            made = Stream(
+                Guess.of(int(every.sum())), Rows(*map(Guess.of, window.expect(*cut, every))), Guess.of(len(every)), every
+            )
         elif window.crosses(cut[0]):
-            made = Stream(made.ids, counting.expected(cut, made.ids), np.array([made.ids.low]))
+            made = replace(made, rows=counting.expected(cut, made.ids), lengths=np.array([made.ids.low]))
         if (entry := self.windows(name)) and (manifest := entry.manifest()):
             counts = Counter(manifest["ledger"]["window"])
             lost = sum(counts[kind] for kind in ("tail", "gap", "truncated"))
             size = sum(note["bytes"] for note in manifest["files"].values())
             told = [Guess.of(n) for n in (counts["tokens"], manifest["rows"], counts["slots"], lost, size)]
-            made = Stream(told[0], Rows(*told[1:]), made.lengths)
+            made = replace(made, ids=told[0], rows=Rows(*told[1:]))
         return made
 
     # -- bytes and seconds
@@ -409,12 +456,14 @@ class Look:
                 read["fingerprint"].append((f"fingerprint{label}", self.prints[nth] if self.prints else None, size))
         made += read["load"] + read["fingerprint"]
         if read["fingerprint"]:
-            made.append(("selection", self.chosen, documents.times(VERDICT, FILE)))
+            copies = Guess.of(self.copies) if self.copies is not None else product(documents, Guess(0, 0, 1))
+            made.append(("selection", self.chosen, total([documents.times(VERDICT, FILE), copies.times(COPY, FILE)])))
         made.append(("tokenizer", ready.entry, Guess.of(ready.bytes * grown)))
         made += read["tokenize"] + read["encode"]
         rows_of = {name: self.windows(name) for name in streams}
         if self.arranged:
-            made.append(("arrange", self.arrange, documents.times(PLACE, len(streams) * (FILE + BATCH))))
+            used = total([stream.documents for stream in streams.values()])
+            made.append(("arrange", self.arrange, used.times(PLACE, len(streams) * (FILE + BATCH))))
         expected = {}
         for name, stream in streams.items():
             much = stream.rows.bytes.value
@@ -464,11 +513,36 @@ class Look:
             if one.frame.units and f"tokenize {one.name}".strip() in todo:
                 seconds += one.frame.bytes / (_load_rate(one) * cores)
                 seconds += one.counts.text.value * counted.seconds / max(1, counted.sampled)
+            if one.frame.units and "selection" in todo:
+                prints, verdicts = self.judging(one)
+                seconds += verdicts + (prints / cores if f"fingerprint {one.name}".strip() in todo else 0)
         try:
             seconds += sum(todo.values()) / files.write_rate(files.existing(self.cache.root))
         except OSError as error:
             self.notes.append(f"{self.config.cache.dir!r} cannot be written ({error.strerror}): set cache.dir=.")
         return seconds
+
+    def judging(self, one: Input) -> tuple[float, float]:
+        """Seconds that one core takes for the fingerprints of an input, and for the verdicts on its documents."""
+        asked, held = self.config.selection, configs.Split(validation=TASTE, overlap=self.config.split.overlap)
+        text, size = [], 0
+        for block in one.blocks or sample.draw(one.config.corpus, one.frame, LOOK, self.seed):
+            text += block.text
+            if (size := sum(map(len, text))) > LOOK // 4:
+                break
+        edges, near = adjoin([*map(len, text)]), selection.signed(asked, self.config.split)
+        batch, path = batches.make_batch(joined(text), 0, edges[:-1], edges[1:]), self.scratch / f"timed {one.name}"
+        begun = time.perf_counter()
+        with pa.ipc.new_stream(path, fingerprint.schema(asked, near, held)) as writer:
+            for prints in fingerprint.fingerprint([batch], asked, near, held, Counter()):
+                writer.write_batch(prints)
+        printed = time.perf_counter()
+        documents = selection.read([path])
+        verdicts, _ = selection.decide(documents, split.assign(documents.hash[:, 0], held), asked)
+        selection.overlap(documents, verdicts, held, asked.threshold)
+        assert one.counts is not None
+        scale = one.counts.text.value / max(1, size)
+        return (printed - begun) * scale, (time.perf_counter() - printed) * scale
 
     # -- what will disappoint
 
@@ -497,12 +571,18 @@ class Look:
             self.notes.append(f"{lost / ids:.0%} of the tokens become no target: see window.tail and window.stride.")
         if size > w.max_bytes:
             self.notes.append(f"the rows would take {console.size(size)}, which window.max_bytes refuses.")
-        if self.config.selection.duplicates != "none" and not (self.chosen and self.chosen.manifest()):
-            self.notes.append("copies will be dropped (selection.duplicates): how many is not foreseen, so expect less.")
+        if self.copies is None:
+            self.notes.append("copies will be dropped (selection.duplicates): how many is not foreseen.")
         self.notes += [f"{said}." for said in configs.idle(self.config)]
         if any(block.partial for block in blocks):
             self.notes.append("of a large file that must be read as a whole only the beginning was looked at: expect more.")
-        if (strange := max(counted.strange, *(one.strange for one in self.inputs))) > 0.001:
+        strange = max(counted.strange, *(one.strange for one in self.inputs))
+        if strange and self.config.vocabulary.on_unknown == "error":
+            self.notes.append(
+                f"{strange:.1%} of the tokens are unknown to this tokenizer: the run will end with an error; set "
+                "vocabulary.on_unknown=map."
+            )
+        elif strange > 0.001:
             self.notes.append(f"{strange:.1%} of the tokens are unknown to this tokenizer.")
         tokens = sum(each.ids.value for each in counts)
         if settings.kind == "pretrained" and text.value < 2 * tokens:
@@ -523,11 +603,11 @@ class Look:
             which = f", none of them in {' and '.join(empty)}" if count else ""
             will = "will" if any(rows.high < 1 for rows in empty.values()) else "may"
             fits = self.fitting(ready, self.config.split, [stream.lengths for stream in streams.values()])
-            advice = f"; use window.context_length<={fits:,}." if fits else "."
+            advice = f"; use window.context_length<={fits}." if fits else "."
             self.notes.append(f"{made}{which}: the run {will} end with an error{advice}")
         elif self.names == ("",) and window.crosses(w) and ids * TASTE >= 2 and not self.rows_of(w.context_length, taste):
             fits = self.fitting(ready, configs.Split(validation=TASTE), [taste if sum(corpora) * TASTE >= 3 else None])
-            advice = f": use window.context_length<={fits:,}." if fits else "."
+            advice = f": use window.context_length<={fits}." if fits else "."
             self.notes.append(f"{made}; a {100 * TASTE:.3g} % validation split would hold none{advice}")
 
     def rows_of(self, length: int, documents: np.ndarray) -> int:

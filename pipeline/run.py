@@ -83,10 +83,7 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     configs.check(config)
     for said in configs.idle(config):
         log.warning("%s", said)
-    place = _place(config, job)
-    place.require_ours()
-    if job:
-        _place(config).require_ours()
+    place = place_of(config, job)
     asked = recorded
     settings, origin = hub.resolve(config.corpus)
     if origin:
@@ -133,8 +130,15 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     return outcome
 
 
-def _place(config: configs.Config, job: str | None = None) -> Place:
-    """Where the dataset goes."""
+def place_of(config: configs.Config, job: str | None = None) -> Place:
+    """Where the dataset goes. Raises what `require_ours` raises where something else lies there."""
+    places = [_place(config, each) for each in dict.fromkeys((None, job))]  # of a job of a sweep the folder around it too
+    for place in places:
+        place.require_ours()
+    return places[-1]
+
+
+def _place(config: configs.Config, job: str | None) -> Place:
     given, last = config.output.dir, f"/{job}" if job else ""
     if bucket.is_address(given):
         return bucket.Place(f"{str(given).rstrip('/')}{last}", Path(config.cache.dir) / "tmp")

@@ -56,6 +56,8 @@ class Block:
     text: list[bytes] = field(default_factory=list)
     begun: list[int] = field(default_factory=list)  # bytes of text of each document that begins here
     partial: bool = False  # only the head of a part was read, so there is more text than it tells
+    path: str = ""  # of the file in which it begins
+    start: int = 0  # and where
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Guess:
     def __str__(self) -> str:
         if self.exact:
             return f"{self.value:,.0f}"
+        if not self.low and self.high < math.inf:
+            return f"up to {self.high:,.0f}"
         spread = max(self.high - self.value, self.value - self.low) / max(self.value, 1)
         digits = max(0, int(math.log10(max(self.value, 1))) - 3)
         return f"about {round(self.value, -digits):,.0f} (± {100 * spread:.1f} %)"
@@ -197,9 +201,10 @@ def draw(settings: Corpus, drawn: Frame, budget: int, seed: int) -> Iterator[Blo
             continue
         values, size = _values(settings, units[index]), units[index].bytes
         share = min(1 / own, BLOCK / max(size, int(values.edges[-1])))
-        merged = Block(0)
+        place = {"path": units[index].path, "start": units[index].part.start if units[index].part else 0}
+        merged = Block(0, **place)
         for low in generator.permutation((np.arange(own) + generator.random(own) * (1 - share * own)) / own).tolist():
-            block = merged if some else Block(0)
+            block = merged if some else Block(0, **place)
             _from_rows(values, low, low + share, block)
             block.size += share * size
             block.partial = values.partial
@@ -216,6 +221,8 @@ def _block(settings: Corpus, units: Sequence[Unit], ends: np.ndarray, start: int
         index = int(np.searchsorted(ends, position, "right"))
         origin = int(ends[index]) - units[index].bytes
         low, high = position - origin, min(stop, int(ends[index])) - origin
+        if position == start:
+            block.path, block.start = units[index].path, low
         _from_file(settings, units[index], low, high, block)
         block.size += high - low
         position = origin + high

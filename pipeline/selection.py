@@ -148,8 +148,8 @@ def decide(documents: Documents, splits: np.ndarray, selection: Selection) -> tu
         return verdicts, repeats
     first = equals(documents.hash)
     if selection.duplicates == "near" and documents.signatures is not None:
-        linked = components(len(documents), *alike(documents, selection.threshold))
-        first = np.minimum(first, linked[first])
+        once = first == np.arange(len(first))  # equal ones are alike anyway
+        first = components(len(documents), *alike(documents, selection.threshold, once))[first]
     copies = np.flatnonzero((first != np.arange(len(first))) & (splits != GAP))
     exact = (documents.hash[copies] == documents.hash[first[copies]]).all(axis=1)
     verdicts[copies] = np.where(exact, DUPLICATE, NEAR)
@@ -181,15 +181,19 @@ def bands(threshold: float, permutations: int) -> tuple[int, int]:
     return permutations, 1
 
 
-def alike(documents: Documents, threshold: float, against: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def alike(
+    documents: Documents, threshold: float, among: np.ndarray | None = None, against: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (i < j) of documents that are alike, int64 `[pairs]` each, some more than once. One without words is like none.
 
-    Documents that share a band are compared with the first of them and with the one before; with `against`, bool
-    `[documents]`, with the first of those, and the pairs hold such documents first.
+    Documents that share a band, of all or of those `among` which one looks, are compared with the first of them and with
+    the one before; with `against`, with the first of those, and the pairs hold such documents first. Both are bool
+    `[documents]`.
     """
     assert documents.signatures is not None
     many, places = bands(threshold, documents.signatures.permutations)
     told = documents.signatures.column(0, 1)[:, 0] != EMPTY
+    told &= True if among is None else among
     lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for band in range(many):
         column = documents.signatures.column(band * places, (band + 1) * places)
@@ -273,7 +277,7 @@ def overlap(documents: Documents, verdicts: np.ndarray, splits: Split, threshold
     repeated = np.full(len(documents), -1, np.int64)  # the document of train that each is a copy of
     kind = np.zeros(len(documents), np.int8)  # 1 exact, 2 near
     if splits.overlap == "near" and documents.signatures is not None:
-        left, right = alike(documents, threshold, train)
+        left, right = alike(documents, threshold, against=train)
         repeated[right], kind[right] = left, 2
     first = _first_of(documents.hash, train)
     exact = np.flatnonzero(first >= 0)

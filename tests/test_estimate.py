@@ -435,3 +435,76 @@ def test_rows_of_documents_that_a_mixture_will_draw_at_random_are_not_called_exa
     assert drawn.rows.exact and not said.rows.exact and said.rows.low <= made.rows <= said.rows.high < 2 * made.rows
     part = said.mixture["b"]["tokens"]
     assert part.low <= made.mixture["b"]["tokens"] <= part.high
+
+
+@pytest.mark.parametrize(
+    "options", [["corpus.document=line", "split.by=files", "split.validation_files=['*b.txt']"], ["split.validation=0.3"]]
+)
+def test_splits_of_other_text_than_the_rest_are_foreseen_by_what_they_hold_and_not_by_their_bytes(at, monkeypatch, options):
+    monkeypatch.setattr(counting, "SAMPLE", 60_000)
+    monkeypatch.setattr(sample, "BLOCK", 512)
+    generator = np.random.default_rng(2)
+    rare = "\n\n".join("".join(map(chr, generator.integers(0x4E00, 0x9FA5, 60))) for _ in range(900))
+    name, common = ("a.txt", "in.txt")[len(options) == 1], lines(4000).replace("\n", "\n\n")
+    (at / "texts").mkdir()
+    (at / "texts" / name).write_text(common + (rare if len(options) == 1 else ""), "utf-8")
+    if len(options) > 1:
+        (at / "texts" / "b.txt").write_text(rare, "utf-8")
+    config = composed("corpus=text", "corpus.paths=[texts]", "tokenizer.vocab_size=300", "embedding=none",
+                      "window.context_length=16", "split.overlap=none", *options)  # fmt: skip
+    said, made = estimate.estimate(config), run(config)
+    assert not said.tokens.exact
+    for split in ("train", "validation"):
+        truth, guess = made.ledger["arrange"][f"{split}_ids"], said.splits[split].ids
+        assert guess.low <= truth <= guess.high and guess.high < 1.6 * guess.low, (split, guess, truth)
+
+
+@pytest.mark.parametrize("kind", ["exact", "near"])
+@pytest.mark.parametrize("options", [[], ["split.validation=0.3"], ["window=prefix"]])
+def test_of_a_small_corpus_the_copies_that_will_be_dropped_are_known(at, kind, options):
+    body = lines(200)
+    (at / "in.txt").write_text(body + body.replace("the", "a", 3) + body)
+    said = require_right(composed("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "window.context_length=8",
+                                  "embedding=none", f"selection.duplicates={kind}", *options))  # fmt: skip
+    assert said.rows.exact and not any("copies" in note for note in said.notes)
+
+
+def test_of_a_larger_corpus_with_copies_rows_are_said_to_be_up_to_so_many(at, monkeypatch):
+    monkeypatch.setattr(counting, "SAMPLE", 60_000)
+    (at / "in.txt").write_text(lines(300) * 40)
+    config = composed("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=bytes", "embedding=none",
+                      "window.context_length=16", "selection.duplicates=exact")  # fmt: skip
+    said, made = estimate.estimate(config), run(config)
+    assert str(said.rows).startswith("up to ")
+    assert said.rows.low <= made.rows <= said.rows.high and any("how many is not foreseen" in note for note in said.notes)
+    again = estimate.estimate(config)  # the cache tells
+    assert again.rows.exact and again.rows.value == made.rows and again.disk.value == 0
+
+
+def test_the_time_of_fingerprints_and_verdicts_is_part_of_the_time(at, monkeypatch):
+    (at / "in.txt").write_text(lines(300))
+    config = composed("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=bytes", "embedding=none",
+                      "window.context_length=16", "split.validation=0.3")  # fmt: skip
+    before = estimate.estimate(config).seconds
+    monkeypatch.setattr(estimate.Look, "judging", lambda self, one: (100.0 * estimate.engine.cores(), 10.0))
+    assert 100 < estimate.estimate(config).seconds - before < 111
+
+
+def test_a_plan_refuses_a_place_that_is_not_ours_as_the_run_does(at, capsys):
+    (at / "foreign").mkdir()
+    (at / "foreign" / "a").touch()
+    for more in ([], ["plan=true"]):
+        assert cli.exit_code(["output.dir=foreign", *more]) == 2
+        assert "was not written by this pipeline" in capsys.readouterr().err
+
+
+def test_that_unknown_tokens_will_end_the_run_is_said(at):
+    (at / "in.txt").write_text(lines(60))
+    given = ["corpus=text", "corpus.paths=[in.txt]", "tokenizer=words", "tokenizer.vocab_size=5", "embedding=none",
+             "window.context_length=8"]  # fmt: skip
+    (said,) = (note for note in estimate.estimate(composed(*given)).notes if "unknown" in note)
+    assert "error" not in said
+    (said,) = (note for note in estimate.estimate(composed(*given, "vocabulary.on_unknown=error")).notes if "unknown" in note)
+    assert said.endswith("the run will end with an error; set vocabulary.on_unknown=map.")
+    with pytest.raises(InputError, match=r"'in.txt', 0 to \d+: a token of this document is not in the vocabulary"):
+        run(composed(*given, "vocabulary.on_unknown=error"))
