@@ -76,6 +76,11 @@ class Place:
             f"{self.url!r} holds what this pipeline did not put there: nothing was touched. Set output.dir= or name=."
         )
 
+    def holds(self, links: dict[str, output.File], texts: dict[str, bytes], manifest: Json) -> bool:
+        """Is this the dataset that is there, by its manifest?"""
+        manifest = output.describe(links, texts, manifest)
+        return self.manifest() == {**manifest, "at": digest(manifest)[:16]}
+
     def publish(self, links: dict[str, output.File], texts: dict[str, bytes], manifest: Json, run: str) -> bool:
         """Put a dataset there, as `output.publish` does on a disk. False where the same one is there already, and whole.
 

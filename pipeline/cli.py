@@ -56,9 +56,11 @@ What came out: pipeline-tools show | trace | why | diff | doctor | cache ls | ca
 """
 
 
-LIBRARIES = {  # what numpy and Arrow read when they are loaded, here and in worker processes
+LIBRARIES = {  # what numpy, Arrow and botocore read when they are loaded, here and in worker processes
     "OPENBLAS_NUM_THREADS": "1",  # each of its threads would spin for 0.1 s, and nothing here needs them
     "MIMALLOC_ALLOW_THP": "0",  # huge pages of which little is used are cleared all the same: 9 % of a run from Parquet
+    "AWS_RETRY_MODE": "standard",  # with 3 attempts, each of them 5 times by s3fs, an S3 that does not answer is given up in
+    "AWS_MAX_ATTEMPTS": "3",  # minutes; by itself botocore takes its older mode and 5
 }
 
 
@@ -310,7 +312,8 @@ def _hydra_said(error: BaseException) -> str:
     if override := getattr(error, "override", ""):
         override = override.removeprefix("++") if override.startswith("++corpus.parts.") else override  # as it was given
         key, _, value = override.partition("=")
-        quoted = f'{key}=["..."]' if value.startswith("[") else f'{key}="..."'
+        several = value.startswith("[") and value.endswith("]")
+        quoted = f'{key}=["..."]' if several else f'{key}="..."'
         return f"{override}: not a value that Hydra can read; what is not plain letters goes in quotes, as in '{quoted}'."
     if (options := getattr(error, "options", None)) is not None:
         missing = " It comes with `pip install 'pretraining-pipeline[slurm]'`." if "/submitit_" in lines[0] else ""

@@ -65,6 +65,7 @@ TRIES = 3  # of an item whose workers die
 BEAT = 1.0  # seconds between two looks at the cluster
 SILENCE = 20.0  # seconds without one until the head counts as lost; without room for any task until we give up
 CONNECT = 90.0  # seconds to find the cluster, or to start one
+SEEN = 10.0  # seconds until a file that was just written is seen by all nodes
 PARTING = 4.0  # seconds for the conductor to disconnect
 STORE = 80 << 20  # bytes of memory for the store of a cluster of our own, through which no data go
 LIBRARIES = ("pyarrow", "numpy", "tokenizers", "gigatoken", "splintr-rs", "rensa", "ftfy", "safetensors")
@@ -344,6 +345,8 @@ def serve(function: list[Any], item: bytes, patience: float) -> bytes:
     try:
         with _watched(patience):
             answer = (True, engine.call(_function(function[0]), pickle.loads(item)))
+    except ResourceError as error:  # what a node lacks is not what the others do
+        answer = (False, ResourceError(f"node {socket.gethostname()!r}: {error}"))
     except Exception as error:
         answer = (False, workers.portable(error))
     finally:
@@ -389,6 +392,19 @@ class _Said(logging.Handler):
         self.lines.append(record.getMessage())
 
 
+def seeing(file: Path, function: Callable[[Item], Result], item: Item) -> Result:
+    """`function` of an item on a node that sees a file of this run. Raises ResourceError where it does not.
+
+    A folder of the same name may be another one. What was written a moment ago may take a while to be seen everywhere.
+    """
+    until = time.monotonic() + SEEN
+    while not file.exists():
+        if time.monotonic() > until:
+            raise ResourceError(f"it does not see {str(file.parent)!r}: every node needs the same shared file system.")
+        time.sleep(0.1)
+    return function(item)
+
+
 def _function(reference: Any) -> Callable[[Any], Any]:
     """The function of this phase, fetched once. Raises ResourceError where this node is not as the others."""
     global _known
@@ -396,18 +412,15 @@ def _function(reference: Any) -> Callable[[Any], Any]:
         import ray
 
         folder, versions, function = pickle.loads(ray.get(reference))
-        node = socket.gethostname()
         try:
             os.chdir(folder)
         except OSError as error:
             raise ResourceError(
-                f"node {node!r} has no folder {folder!r} ({error.strerror}): every node needs the same shared file system."
+                f"it has no folder {folder!r} ({error.strerror}): every node needs the same shared file system."
             ) from error
         for name, version in _versions().items():
             if version != versions[name]:
-                raise ResourceError(
-                    f"node {node!r} has {name} {version}, here it is {versions[name]}: install the same on every node."
-                )
+                raise ResourceError(f"it has {name} {version}, here it is {versions[name]}: install the same on every node.")
         engine.keep_memory()
         _known = (reference.hex(), pickle.loads(function))
     return _known[1]

@@ -65,6 +65,10 @@ class Folder:
         """As the function."""
         require_ours(self.path)
 
+    def holds(self, links: dict[str, File], texts: dict[str, bytes], manifest: Json) -> bool:
+        """Is this the dataset that is there, by its manifest?"""
+        return files.unseal(self.path / "manifest.json") == describe(links, texts, manifest)
+
     def publish(self, links: dict[str, File], texts: dict[str, bytes], manifest: Json, run: str) -> bool:
         """As the function."""
         return publish(self.path, links, texts, manifest, run)

@@ -300,7 +300,7 @@ class Line:
         if self.array is None:
             with self.cache.lock(entries[-1]):
                 if (first := self._whole(entries)) < len(steps):
-                    manifests = publish(first, compute_all(first, partial(engine.run, self.engine)))
+                    manifests = publish(first, compute_all(first, self._run))
         else:
             task = task_of(entries[-1])
             first = self.array.agree(task, lambda: self._whole(entries))
@@ -320,6 +320,13 @@ class Line:
             return manifests[-1]
         again = replace(self, array=None)  # for what another run took away meanwhile
         return self.cached(entries) or again.fulfil(steps, items, size, ledger, facts, extra, before_publishing)
+
+    def _run(self, function: Callable[[Any], Any], items: list[Any]) -> Iterable[Any]:
+        if self.engine.kind == "ray" and not self.cache.remote:
+            from pipeline import cluster
+
+            function = partial(cluster.seeing, self.cache.tmp / "lease", function)
+        return engine.run(self.engine, function, items)
 
     def _whole(self, entries: list[Entry]) -> int:
         """How many of the entries are whole, counted by the last that is; those are told of."""

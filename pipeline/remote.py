@@ -221,7 +221,8 @@ def _file_system(url: str, process: int) -> tuple[Any, str]:
 def _reaching(url: str) -> Iterator[tuple[Any, str]]:
     """The store's file system and the place in it; what its library raises becomes the error for a person."""
     try:
-        yield _file_system(url, os.getpid())
+        with stores.waiting(url):
+            yield _file_system(url, os.getpid())
     except (PipelineError, FileNotFoundError, engine.Stopped):
         raise
     except Exception as error:

@@ -210,7 +210,8 @@ def _run(
         published = place.publish(links, texts, manifest, line.cache.run)
     else:
         with line.array.alone(f"output-{files.digest([str(place), manifest])[:32]}") as turn:
-            published = turn and place.publish(links, texts, manifest, line.cache.run)
+            again = turn or not place.holds(links, texts, manifest)  # it may be gone since the array put it there
+            published = again and place.publish(links, texts, manifest, line.cache.run)
     return line, planned, {name: part[2] for name, part in parts.items()}, published
 
 

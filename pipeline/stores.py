@@ -12,9 +12,12 @@ Credentials, end points and the like come from the environment alone, as each st
 """
 
 import contextlib
+import functools
 import hashlib
 import io
+import logging
 import re
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -22,8 +25,11 @@ from typing import Any
 from pipeline.errors import ConfigError, InputError, PipelineError, ResourceError
 from pipeline.files import Stat
 
+log = logging.getLogger(__name__)
+
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(::[A-Za-z0-9+.-]+)*://")
 MAGIC = re.compile(r"[*?\[]")
+SLOW = 15.0  # seconds without an answer of a store after which it is said
 AHEAD = 8 << 20  # bytes fetched in one request where a file is read from front to back
 SIGNS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "commit_hash")  # change with the content
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")  # change with it, most of the time
@@ -49,7 +55,7 @@ def find(url: str) -> dict[str, Stat]:
     which a console leaves where it made a folder, is no file. Raises ConfigError where the address
     cannot work, InputError where nothing is there or the store cannot be reached, ResourceError where it refuses.
     """
-    with _reaching(url):
+    with _reaching(url), waiting(url):
         fs, path = connect(url)
         try:
             info = fs.info(path)
@@ -168,6 +174,23 @@ def connect(url: str, what: str = "corpus.paths", refused: frozenset[str] = REFU
         install = f"pip install 'pretraining-pipeline[{extra}]'" if extra else known_implementations[protocol].get("err", error)
         raise ResourceError(f"{url!r} needs a library that is not installed: {install}.") from error
     return fs, path
+
+
+@functools.cache
+def _tell(url: str) -> None:
+    log.warning("%r has not answered for %.0f s: waiting for it", url, SLOW)
+
+
+@contextlib.contextmanager
+def waiting(url: str) -> Iterator[None]:
+    """Say it, once, where a store keeps one waiting."""
+    timer = threading.Timer(SLOW, _tell, (url,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def check(url: str, what: str, refused: frozenset[str]) -> str:

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -361,6 +362,21 @@ def test_jobs_one_after_another_without_locks(tmp_path: Path, serial: Any) -> No
     first, second = (ended([started(at, job(index, 3), LOCKLESS)], [0]) for index in (2, 0))
     assert (digests(at / "outputs/x"), stored(at)) == serial
     assert "wrote" in first[0] and "there already" in second[0] and not computed(second)
+
+
+@pytest.mark.slow
+def test_an_array_given_again_puts_back_a_dataset_that_is_gone_or_was_replaced(tmp_path: Path, serial: Any) -> None:
+    at = texts(tmp_path)
+    for spoil in (
+        None,
+        lambda: shutil.rmtree(at / "outputs"),
+        lambda: ended([started(at, ["engine=serial", "window.context_length=8"])], [0]),
+    ):
+        if spoil:
+            spoil()
+        said = [ended([started(at, job(index, 2))], [0]) for index in range(2)]
+        assert digests(at / "outputs/x") == serial[0]
+        assert "wrote" in said[0][0] and "there already" in said[1][0]
 
 
 @pytest.mark.slow

@@ -84,6 +84,8 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], li
         pytest.param(["corpus.paths=my.txt"], r"it must be a list, as in corpus.paths=\[", id="C15-list"),
         pytest.param(["window"], r"'window' has no value: write window=VALUE", id="C15-no-value"),
         pytest.param(["output.dir=a/ü"], r"output.dir=a/ü: .*goes in quotes", id="C15-unreadable"),
+        pytest.param(["engine.address=[::1]:6379"], r"""as in 'engine.address="..."'""", id="C15-brackets"),
+        pytest.param(["corpus.paths=[a/ü]"], r"""as in 'corpus.paths=\["..."\]'""", id="C15-unreadable-list"),
         pytest.param(["window.stride=64,128"], r"window.stride=64,128.*--multirun", id="C15-sweep-without-m"),
         pytest.param(["tokenizer.name=gpt2"], r"means nothing to tokenizer.kind=bpe: set tokenizer=hub", id="C15-no-effect"),
         pytest.param(["tokenizer=nope"], r"'tokenizer/nope'. Choices: bert, bpe, .*words", id="C16"),

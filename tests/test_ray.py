@@ -78,6 +78,10 @@ def nodes(token: None) -> Iterator[Nodes]:
 # -- the verb ---------------------------------------------------------------------------------------------
 
 
+def lacking(x: int) -> int:
+    raise ResourceError("no credentials here")
+
+
 def square(number: int) -> int:
     time.sleep(0.01 * (number % 3))
     return number * number
@@ -444,13 +448,32 @@ def test_a_node_with_other_code_or_other_folders_is_refused(nodes: Nodes, monkey
     ours = cluster._versions()
     assert ours["pyarrow"] and ours["gigatoken"]
     monkeypatch.setattr(cluster, "_versions", lambda: ours | {"the code": "0"})
-    with pytest.raises(ResourceError, match=r"node '.*' has the code .*, here it is 0: install the same"):
+    with pytest.raises(ResourceError, match=r"node '.*': it has the code .*, here it is 0: install the same"):
         list(engine.run(nodes.engine(), square, [1]))
     monkeypatch.undo()
     assert list(engine.run(nodes.engine(), square, [1])) == [1]
     monkeypatch.setattr(os, "getcwd", lambda: "/nowhere")
-    with pytest.raises(ResourceError, match=r"node '.*' has no folder '/nowhere'.*shared file system"):
+    with pytest.raises(ResourceError, match=r"node '.*': it has no folder '/nowhere'.*shared file system"):
         list(engine.run(nodes.engine(), square, [1]))
+
+
+def test_a_node_that_does_not_see_a_file_of_the_run_is_refused_and_one_that_sees_it_late_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "SEEN", 0.5)
+    with pytest.raises(ResourceError, match=f"it does not see '{tmp_path}': every node needs the same shared file system"):
+        cluster.seeing(tmp_path / "lease", square, 3)
+    timer = threading.Timer(0.2, (tmp_path / "lease").touch)
+    timer.start()
+    assert cluster.seeing(tmp_path / "lease", square, 3) == 9
+    timer.join()
+
+
+@needs_ray
+def test_what_a_node_lacks_is_said_with_its_name(nodes: Nodes) -> None:
+    nodes.resize(1)
+    with pytest.raises(ResourceError, match=r"node '.*': no credentials here"):
+        list(engine.run(nodes.engine(), lacking, [1]))
 
 
 @needs_ray

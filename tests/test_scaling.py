@@ -280,6 +280,18 @@ def test_what_is_missing_ends_with_one_line_and_code_2(tmp_path, capsys):
     assert "not in the offline mirror" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["check", "--rounds", "0"], ["simulate", "--seeds", "-1"], ["measure", "--rounds", "x"]])
+def test_no_rounds_at_all_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        door.main(arguments)
+    assert stop.value.code == 2 and "is no number of 1 or more" in capsys.readouterr().err
+
+
+def test_a_page_that_is_not_there_is_told_in_one_line(tmp_path, capsys):
+    assert door.main(["report", "--page", str(tmp_path / "page.md")]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no page ")
+
+
 def test_a_page_whose_plots_cannot_be_drawn_stays_as_it_is_and_is_told_in_one_line(tmp_path, capsys, monkeypatch):
     page = tmp_path / "SCALING.md"
     page.write_text("<!-- scaling: shard -->\nold\n<!-- end -->\n")

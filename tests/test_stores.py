@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,18 @@ def test_a_store_that_does_not_answer_is_given_up(bucket: Any, monkeypatch: pyte
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(InputError, match=r"'s3://texts/a' cannot be reached or read \(EndpointConnectionError"):
         places.find(Corpus(paths=["s3://texts/a"]))
+
+
+def test_a_store_that_keeps_one_waiting_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stores, "SLOW", 0.02)
+    stores._tell.cache_clear()
+    for seconds in (0, 0.3, 0.3):
+        with stores.waiting("s3://texts"):
+            time.sleep(seconds)
+        assert len(caplog.messages) == bool(seconds)
+    assert caplog.messages == ["'s3://texts' has not answered for 0 s: waiting for it"]
 
 
 def test_a_store_without_any_sign_of_change_is_read_again_each_time(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:

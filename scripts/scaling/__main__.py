@@ -24,14 +24,21 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flags.add_argument("command", choices=["measure", "check", "simulate", "report"])
-    flags.add_argument("--rounds", type=int, default=2, help="of measure and check; default 2")
+    flags.add_argument("--rounds", type=positive, default=2, help="of measure and check; default 2")
     flags.add_argument("--sizes", default="20mb,200mb", help=f"check: of {', '.join(SIZES)}; default 20mb,200mb")
-    flags.add_argument("--seeds", type=int, default=20, help="simulate: how often each; default 20")
+    flags.add_argument("--seeds", type=positive, default=20, help="simulate: how often each; default 20")
     flags.add_argument("--figures", type=Path, default=HERE, help="where the JSON files lie; default beside this script")
     flags.add_argument("--page", type=Path, default=HERE.parents[1] / "SCALING.md", help="report: whose tables to fill in")
     flags.add_argument("--work", type=Path, default=Path("data/bench"), help="for corpora and runs; default data/bench")
     flags.add_argument("--assets", type=Path, default=os.environ.get("PIPELINE_ASSETS"), help="default $PIPELINE_ASSETS")
     return flags
+
+
+def positive(text: str) -> int:
+    """A number of 1 or more. Raises ArgumentTypeError."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
