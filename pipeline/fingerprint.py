@@ -148,6 +148,17 @@ def _signatures(data: np.ndarray, offsets: np.ndarray, selection: Selection) -> 
     return np.array(matrix.to_rows(), np.uint32).reshape(len(offsets) - 1, selection.permutations)
 
 
+def words(data: np.ndarray) -> np.ndarray:
+    """Where words begin in UTF-8, bool, one a byte.
+
+    >>> [int(words(np.frombuffer(text.encode(), np.uint8)).sum()) for text in ("One céu azul.", "日本語")]
+    [3, 3]
+    """
+    letter = LETTER[data]
+    begins: np.ndarray = OWN_WORD[data] | (letter & ~np.concatenate([[False], letter[:-1]]))
+    return begins
+
+
 def shingles(data: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the word n-grams of each row, uint64, end to end, and where each row's begin, int64 `[rows + 1]`.
 
@@ -156,23 +167,21 @@ def shingles(data: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray,
     >>> len(hashes), borders.tolist(), bool(hashes[0] == hashes[1])
     (2, [0, 1, 2], True)
     """
-    letter = LETTER[data]
-    begins = letter & ~np.concatenate([[False], letter[:-1]])
-    begins |= OWN_WORD[data]
+    letter, begins = LETTER[data], words(data)
     inner = offsets[1:-1]
     begins[inner[inner < len(data)]] |= letter[inner[inner < len(data)]]  # a word ends with its row
     start = np.flatnonzero(begins)
     gap = np.flatnonzero(~letter)
     after = np.append(gap, len(data))[np.searchsorted(gap, start)]  # the first byte behind each word that is no letter
     stop = np.minimum(after, np.append(start[1:], len(data)))
-    words = _mixed(_polynomial(LOWER[data].astype(np.uint64) + np.uint64(1), start, stop))
+    hashes = _mixed(_polynomial(LOWER[data].astype(np.uint64) + np.uint64(1), start, stop))
     first = np.searchsorted(start, offsets)  # of each row's words
     many = np.diff(first)
     own = np.where(many > 0, np.maximum(many - n + 1, 1), 0)  # n-grams of each row
     borders = adjoin(own)
     place = np.repeat(first[:-1], own) + np.arange(borders[-1]) - np.repeat(borders[:-1], own)
     until = np.minimum(place + n, np.repeat(first[1:], own))
-    return _mixed(_polynomial(words, place, until)), borders
+    return _mixed(_polynomial(hashes, place, until)), borders
 
 
 def _polynomial(values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:

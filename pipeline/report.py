@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import balance, charts, console, embedding, manifests, model, output
+from pipeline import balance, charts, console, embedding, fingerprint, manifests, model, output
 from pipeline import config as configs
 from pipeline.arrow import flattened, list_values, read_batches, to_numpy
 from pipeline.files import Json, read_record
@@ -134,7 +135,7 @@ def _environment() -> Any:
         loader=FileSystemLoader(pages),
         bytecode_cache=FileSystemBytecodeCache(str(kept)) if os.access(kept, os.W_OK) else None,
     )
-    made.filters |= {"size": console.size, "number": lambda value: f"{value:,}", "hue": hue}
+    made.filters |= {"size": console.size, "number": lambda value: f"{value:,}", "counted": console.counted, "hue": hue}
     made.filters["draw"] = lambda chart, label: Markup(charts.draw(chart, label))
     return made
 
@@ -163,18 +164,17 @@ def _clean(value: Any) -> Any:
 
 def measure(dataset: Finished) -> Json:
     """All that the page of a dataset tells."""
-    made, ledger, split = _made(dataset.folder, dataset.manifest), dataset.manifest["ledger"], dataset.manifest.get("split")
+    made, ledger = _made(dataset.folder, dataset.manifest, dataset.manifest["ledger"]), dataset.manifest["ledger"]
     use, words = _use(dataset)
-    text, tokens = ledger["load"].get("text_bytes", 0), ledger["encode"]["tokens"]
-    if split:
-        own = {"documents": ledger["arrange"][f"{split}_documents"], "text_bytes": ledger["selection"][f"{split}_bytes"]}
-        made |= own | {"tokens": ledger["window"]["tokens"]}
+    tokens, text = made["tokens"] - made["documents"] * made["marks"], made["text_bytes"]
+    unknown = ledger["encode"].get("unknown", 0)  # in all that was read
     return made | {
         "targets": _kept(ledger["window"]),
         "windows": _windows(dataset),
         "lengths": _lengths(dataset),
         "per_byte": tokens / text if text else None,
         "per_word": words,
+        "unknown": unknown if "arrange" not in ledger or not unknown else None,
         "use": use,
         "embedding": _embedding(dataset, use["frequent"]),
     }
@@ -183,6 +183,7 @@ def measure(dataset: Finished) -> Json:
 def _whole(folder: Path, manifest: Json) -> Json:
     """All that the page of the folder of splits tells; what is in the rows stands on the page of each."""
     ledger, disk = manifest["ledger"], manifest["files"]
+    window = sum((Counter(own["ledger"]) for own in manifest["splits"].values()), Counter())
     splits = [
         {
             "name": name,
@@ -194,8 +195,8 @@ def _whole(folder: Path, manifest: Json) -> Json:
         }
         for name, own in ordered(manifest["splits"])
     ]
-    targets = sum(own["targets"] for own in splits)
-    return _made(folder, manifest) | {"splits": splits, "targets": targets, "use": None, "windows": None}
+    made = _made(folder, manifest, {**ledger, "window": window})
+    return made | {"splits": splits, "targets": _kept(window), "use": None, "windows": None}
 
 
 def _kept(counts: Json) -> int:
@@ -203,10 +204,10 @@ def _kept(counts: Json) -> int:
     return int(counts.get("targets", 0) + counts.get("kept", 0))
 
 
-def _made(folder: Path, manifest: Json) -> Json:
-    """What both kinds of page tell: how the dataset was made, and what became of the text."""
-    ledger, record, window = manifest["ledger"], _record(folder), manifest["config"]["window"]
-    text, sources = ledger["load"].get("text_bytes", 0), output.sources(folder, manifest)
+def _made(folder: Path, manifest: Json, ledger: Json) -> Json:
+    """What both kinds of page tell: how the dataset was made, what it holds, and what became of the text."""
+    record, window, sources = _record(folder), manifest["config"]["window"], output.sources(folder, manifest)
+    names = [manifest["split"]] if manifest.get("split") else [*manifest.get("splits", ())] or ["kept"]
     return {
         "name": manifest["name"],
         "split": manifest.get("split"),
@@ -215,14 +216,13 @@ def _made(folder: Path, manifest: Json) -> Json:
         "mode": window["mode"],
         "context_length": window["context_length"],
         "shift": manifest["shift"],
-        "documents": ledger["load"].get("documents", 0),
-        "text_bytes": text,
-        "tokens": ledger["encode"]["tokens"],
-        "unknown": ledger["encode"].get("unknown", 0),
+        **_held(ledger, names),
+        "tokens": ledger["window"]["tokens"],
+        "marks": sum(bool(ledger["encode"].get(mark)) for mark in ("bos", "eos")),  # of each document
         "flow": flow(ledger, manifest.get("split")),
         "mixture": [{"name": part, **manifest["mixture"][part]} for part in manifest["config"]["corpus"].get("parts") or ()],
         "copies": _copies(manifest, manifests.read(folder.parent / "manifest.json") if manifest.get("split") else None),
-        "stages": _stages(record, text),
+        "stages": _stages(record, ledger["load"].get("text_bytes", 0)),
         "record": {name: record.get(name) for name in ("started", "seconds", "cores", "host", "python", "platform")},
         "disk": sum(note["bytes"] for note in manifest["files"].values()),
         "config": _flat(manifest["config"]),
@@ -233,6 +233,18 @@ def _made(folder: Path, manifest: Json) -> Json:
         "more_sources": max(0, len(sources) - SOURCES),
         "command": command(manifest["config"]),
     }
+
+
+def _held(ledger: Json, names: list[str]) -> Json:
+    """Documents and bytes of text in these splits, or in what is "kept"; no bytes where weights chose: nobody counted them."""
+    load, arrange, selection = (ledger.get(stage, {}) for stage in ("load", "arrange", "selection"))
+    documents, text = load.get("documents", 0), load.get("text_bytes", 0)
+    if arrange:
+        documents = sum(arrange[f"{name}_documents"] for name in names)
+    if selection:
+        text = sum(selection[f"{name}_bytes"] for name in names)
+    weighed = {"kept", "train"} & {*names} and (arrange.get("left_out_ids") or arrange.get("repeated"))
+    return {"documents": documents, "text_bytes": None if weighed else text}
 
 
 def _record(folder: Path) -> Json:
@@ -421,7 +433,7 @@ def _ranks(dataset: Finished, order: np.ndarray, counts: np.ndarray) -> charts.C
 
 
 def _per_word(dataset: Finished, ids: list[int]) -> Json | None:
-    """Tokens for a word, a run of letters and digits, in some text."""
+    """Tokens for a word, as `fingerprint.words` tells words apart, in some text."""
     tokens = [dataset.vocabulary.get(i, "") for i in ids]
     if letters := dataset.letters:
         text = bytes(letters[c] for c in "".join(tokens) if c in letters).decode(errors="replace")
@@ -431,7 +443,7 @@ def _per_word(dataset: Finished, ids: list[int]) -> Json | None:
         text = " ".join(tokens)
     else:
         text = "".join(tokens).replace("▁", " ")
-    words = len(re.findall(r"\w+", text))
+    words = int(np.count_nonzero(fingerprint.words(np.frombuffer(text.encode(errors="replace"), np.uint8))))
     return {"ratio": len(ids) / words, "tokens": len(ids), "words": words} if words else None
 
 

@@ -311,6 +311,50 @@ def test_a_dataset_of_splits_has_a_page_that_lists_them_in_order_and_each_has_it
         assert f"{own['ledger']['targets']:,}" in page.text and own["ledger"]["tokens"] > 0
         assert "../report.html" in {a.get("href") for _, a in page.tags}
     assert sorted(path.parent.name for path in report.report(folder)) == ["whole"]
+    targets, first = (sum(own["ledger"][part] for own in manifest["splits"].values()) for part in ("targets", "first"))
+    assert ("targets", f"{targets:,}") in tiles(folder) and first == 3
+    used = whole.text.partition("Use of the IDs")[2].partition("Slots of the rows")[0]
+    assert f"{targets:,} targets" in used and "3 first (no target)" in used
+
+
+def test_the_page_of_a_split_tells_how_finely_its_own_text_is_cut(at):
+    (at / "in").mkdir()
+    (at / "in" / "en.txt").write_text("the ferry was late because of the fog\n" * 20)
+    (at / "in" / "zh.txt").write_text("".join(chr(0x4E00 + n) for n in range(500)), "utf-8")
+    folder = made("corpus=text", "corpus.paths=[in]", "split.by=files", "split.validation_files=['zh*']", "tokenizer=chars",
+                  "tokenizer.eos_token=E", *SMALL, "name=two").folder  # fmt: skip
+    train, held = (report.measure(report.Trusted(folder / split)) for split in ("train", "validation"))
+    assert [own["text_bytes"] for own in (train, held)] == [760, 1500]
+    assert [own["per_byte"] for own in (train, held)] == [1.0, pytest.approx(1 / 3)]  # the end mark is none of the text
+    assert [own["unknown"] for own in (train, held)] == [None, None]  # 500 in both together
+    assert 4 < train["per_word"]["ratio"] < 5
+    assert "unknown tokens" not in opened(folder / "validation").text
+
+
+def test_a_word_of_a_language_without_spaces_is_a_character(at):
+    (at / "zh.txt").write_text("".join(chr(0x4E00 + n) for n in range(500)), "utf-8")
+    words = report.measure(report.Trusted(made("corpus=text", "corpus.paths=[zh.txt]", "tokenizer=bytes", *SMALL).folder))
+    assert words["per_word"]["ratio"] == pytest.approx(3, abs=0.1)
+
+
+def tiles(folder: Path) -> list[str]:
+    """The figures at the head of a page."""
+    head = (folder / "report.html").read_text("utf-8").partition('<dl class="facts">')[2].partition("</dl>")[0]
+    return re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", head)
+
+
+def test_the_figures_at_the_head_count_what_the_dataset_holds_and_not_what_was_read(at):
+    (at / "in.txt").write_text("the ferry was late\n" * 30 + "the fog was early\n" * 10 + "it snowed\n")
+    common = ["corpus.document=line", "tokenizer=bytes", "window.context_length=8", "embedding=none",
+              "vocabulary.append_eos=false"]  # fmt: skip
+    once = made("corpus=text", "corpus.paths=[in.txt]", "selection.duplicates=exact", "name=once", *common).folder
+    assert {("documents", "3"), ("tokens", "44"), ("of text", "44 B")} <= {*tiles(once)}
+    (at / "a.txt").write_text("aaaaaaaaaa\n" * 50)
+    (at / "b.txt").write_text("bbbbbbbbbb\n" * 2)
+    parts = "+corpus.parts={a:{paths:[a.txt],document:line},b:{paths:[b.txt],document:line}}"
+    mixed = made("corpus=text", parts, "name=mixed", *common[1:]).folder
+    assert {("documents", "4"), ("tokens", "40")} <= {*tiles(mixed)} and "of text" not in dict(tiles(mixed))
+    assert report.measure(report.Trusted(mixed))["per_byte"] is None
 
 
 def test_the_parts_of_a_mixture_are_told_as_asked_and_as_achieved(at):
