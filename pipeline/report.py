@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from pipeline import balance, charts, console, embedding, fingerprint, manifests, model, output
+from pipeline import balance, charts, console, embedding, fingerprint, manifests, model, output, window
 from pipeline import config as configs
 from pipeline.arrow import flattened, list_values, read_batches, to_numpy
 from pipeline.files import Json, read_record
@@ -376,29 +377,59 @@ def _token(dataset: Finished, i: int) -> Json:
     return {"id": i, "text": spelt(dataset, i)}
 
 
-def _ids(dataset: Finished) -> Iterator[np.ndarray]:
-    """The IDs of a bounded part of the rows, padding left out: whole batches, spread evenly."""
-    slots = dataset.manifest["ledger"]["window"]["slots"]
-    every, number = max(1, -(-slots // MOST_IDS)), 0
-    for name in manifests.data_files(dataset.manifest):
-        for batch in read_batches(dataset.file(name)):
-            if number % every == 0:
-                rows, names = batch["input_ids"], batch.schema.names
-                ids = list_values(rows)[0] if dataset.window.mode == "prefix" else to_numpy(flattened(rows))
-                if "attention_mask" in names:
-                    real = to_numpy(flattened(batch["attention_mask"])).reshape(len(batch), -1) > 0
-                    if "target_ids" in names:  # of the targets, and before each target stands an input
-                        real[:, 1:] |= real[:, :-1]
-                    ids = ids[real.ravel()]
-                yield ids[:MOST_IDS]
-            number += 1
+def _ids(dataset: Finished, firsts: np.ndarray) -> Iterator[np.ndarray]:
+    """The IDs in a bounded part of the rows, each position of the stream once: whole batches, spread evenly."""
+    slots, before = dataset.manifest["ledger"]["window"]["slots"], 0
+    every, files = max(1, -(-slots // MOST_IDS)), manifests.data_files(dataset.manifest)
+    for number, batch in enumerate(itertools.chain.from_iterable(read_batches(dataset.file(name)) for name in files)):
+        if number % every == 0:
+            rows = window.shuffled(np.arange(before, before + len(batch)), dataset.rows, dataset.order)
+            yield _fresh(batch, dataset.window, np.isin(rows, firsts))[:MOST_IDS]
+        before += len(batch)
+
+
+def _fresh(batch: pa.RecordBatch, w: configs.Window, begins: np.ndarray) -> np.ndarray:
+    """The IDs of rows, end to end, less padding and what a row repeats of the one before it in the stream.
+
+    `begins`, bool, are the rows that have none before them. With gaps no row repeats anything; with stride 2:
+
+        row 0  [0 1 2 3] → [1 2 3 4]    0 1 2 3 4
+        row 1  [2 3 4 5] → [3 4 5 6]    5 6
+    """
+
+    def column(name: str) -> np.ndarray:
+        return to_numpy(flattened(batch[name])).reshape(-1, batch[name].type.list_size)
+
+    if w.mode == "document":
+        return column("input_ids")[column("attention_mask") > 0]
+    targets = column("target_ids")
+    if w.mode == "prefix":
+        values, edges = list_values(batch["input_ids"])
+        first, step = values[edges[:-1]], 1
+    else:
+        first, step = column("input_ids")[:, 0], w.stride or w.context_length
+    real = np.ones((len(batch), 1 + targets.shape[1]), bool)
+    if "attention_mask" in batch.schema.names:
+        real[:, 1:] = column("attention_mask") > 0
+    real[:, 0] = begins | (step > w.context_length)
+    real[~begins, 1 : max(1, real.shape[1] - step)] = False
+    return np.column_stack([first, targets])[real]
+
+
+def _first_rows(dataset: Finished) -> np.ndarray:
+    """The rows, in the order of the stream, that begin what is cut on its own; none where documents are too many to look."""
+    if dataset.window.mode == "document" or window.crosses(dataset.window):
+        return np.zeros(1, np.int64)
+    few = dataset.manifest["ledger"]["load"].get("documents", 0) <= MOST_DOCUMENTS
+    return window.first_rows(dataset.window, dataset.documents["tokens"]) if few else np.empty(0, np.int64)
 
 
 def _use(dataset: Finished) -> tuple[Json, Json | None]:
-    """How often each token stands in the rows, and how many tokens a word takes."""
+    """How often each token stands in what the rows hold of the stream, and how many tokens a word takes."""
     size = max(dataset.vocabulary, default=-1) + 1
-    counts, words, slots = np.zeros(size, np.int64), None, dataset.manifest["ledger"]["window"]
-    for ids in _ids(dataset):
+    counts, words, firsts = np.zeros(size, np.int64), None, _first_rows(dataset)
+    ledger = dataset.manifest["ledger"]["window"]
+    for ids in _ids(dataset, firsts):
         counts += np.bincount(ids, minlength=size)
         if words is None and len(ids):
             words = _per_word(dataset, ids[:MOST_WORDS].tolist())
@@ -411,7 +442,8 @@ def _use(dataset: Finished) -> tuple[Json, Json | None]:
         "size": size,
         "seen": seen,
         "counted": int(counts.sum()),
-        "slots": slots["slots"] - slots.get("padding", 0),
+        "part": ledger["slots"] > MOST_IDS or not len(firsts),
+        "overlap": bool(ledger.get("repeated")) or dataset.window.mode == "prefix",
         "rank": _ranks(dataset, order, counts) if seen > 1 else None,
         "by_id": charts.bars(
             [charts.short(begin) for begin in begins[:-1]],

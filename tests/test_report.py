@@ -148,6 +148,10 @@ def test_a_page_that_cannot_be_made_is_one_warning_and_no_loss(at, monkeypatch, 
         ["window=document", "window.context_length=64"],
         ["window.tail=pad", "window.cross_documents=false", "tokenizer=wordpiece", "tokenizer.vocab_size=200"],
         ["tokenizer=words", "tokenizer.vocab_size=20", "embedding=none"],
+        ["window.stride=3", "window.tail=pad"],
+        ["window.stride=40", "window.allow_gaps=true", "split.shuffle=windows"],
+        ["window.stride=5", "window.cross_documents=false", "split.shuffle=windows"],
+        ["window=prefix", "window.context_length=1"],
     ],
 )
 def test_every_kind_of_row_is_drawn_and_counted(at, overrides):
@@ -157,14 +161,18 @@ def test_every_kind_of_row_is_drawn_and_counted(at, overrides):
     outcome = made("corpus=text", "corpus.paths=[texts]", *SMALL, *overrides)
     facts = report.measure(report.Trusted(outcome.folder))
     require_alone(opened(outcome.folder))
-    rows = [report.Trusted(outcome.folder).row(i) for i in range(outcome.rows)]
-    ids = []
-    for row in rows:
-        mask = row.get("attention_mask", [1] * len(row["input_ids"]))
-        real = [1, *mask[:-1]] if "target_ids" in row and "attention_mask" in row else mask  # an input stands before its target
-        ids += [i for i, keep in zip(row["input_ids"], real, strict=True) if keep]
+    dataset = report.Trusted(outcome.folder)
+    rows, held = [dataset.row(i) for i in range(outcome.rows)], {}
+    for i, row in enumerate(rows):  # what stands at each position of the stream, however many rows hold it
+        if "target_ids" in row:
+            first, stop = dataset.span(i)
+            held |= dict(zip(range(first, stop), dataset.ids(i).tolist(), strict=False))
+        else:
+            held |= {(i, at): row["input_ids"][at] for at, real in enumerate(row["attention_mask"]) if real}
+    ids = [*held.values()]
     counts = np.bincount(ids)
     assert facts["use"]["counted"] == len(ids) and facts["use"]["seen"] == np.count_nonzero(counts)
+    assert not facts["use"]["part"]
     assert facts["use"]["frequent"][0]["count"] == counts.max()
     assert facts["lengths"]["count"] == 5
     assert [window["row"] for window in facts["windows"]] == sorted({0, outcome.rows // 2, outcome.rows - 1})
@@ -172,6 +180,19 @@ def test_every_kind_of_row_is_drawn_and_counted(at, overrides):
         row = rows[window["row"]]
         drawn = [cell["input"]["id"] for cell in window["cells"]]
         assert row["input_ids"][window["begin"] :][: len(drawn)] == drawn
+
+
+def test_of_a_large_dataset_a_part_is_counted_and_the_page_says_so(at, monkeypatch):
+    (at / "in.txt").write_text("the ferry was late because of the fog\n" * 300)
+    outcome = made("corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=bytes",
+                   "window.cross_documents=false", *SMALL)  # fmt: skip
+    whole = report.measure(report.Trusted(outcome.folder))["use"]
+    for most in ("MOST_IDS", "MOST_DOCUMENTS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(report, most, 100)
+            part = report.measure(report.Trusted(outcome.folder))["use"]
+            assert part["part"] and 0 < part["counted"] < whole["counted"]
+            assert f"{part['counted']:,} IDs that were counted" in Page(report.page(report.Trusted(outcome.folder))).text
 
 
 @pytest.mark.parametrize("overrides", [[], ["window=prefix"], ["window.tail=pad"], ["window=document"]])
