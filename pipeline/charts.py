@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 from xml.etree.ElementTree import SubElement
 
-WIDTH, HEIGHT, LABEL = 640, 240, 15  # LABEL: pixels of letters, for which room is left
+WIDTH, HEIGHT, LABEL = 640, 240, 25  # LABEL: pixels of letters at most (see page.css), for which room is left
 KEPT = ("g", "path", "rect", "circle", "text")
 DROPPED = ("background", "titles", "plot text-overlay", "plot tooltip-overlay")
 Chart = dict[str, Any]  # what `draw` takes, plain numbers and strings
@@ -56,7 +56,7 @@ def draw(chart: Chart, label: str) -> str:
 def _bars(chart: Chart) -> Any:
     import pygal
 
-    every = -(-len(chart["labels"]) // 10)
+    every = -(-len(chart["labels"]) // 7)
     drawn = pygal.Bar(**_settings(), x_labels_major_every=every, show_minor_x_labels=every == 1)
     drawn.x_labels = chart["labels"]
     drawn.add("", _marks(chart["values"], chart["said"]))

@@ -99,6 +99,23 @@ def test_a_page_is_quiet_asks_for_nothing_fits_and_can_be_read(pages, visit, siz
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
 
 
+@pytest.mark.parametrize("width", [320, 360, 400, 480, 560, 800, 900, 950, 1400])
+def test_the_labels_of_a_chart_have_the_size_of_text_at_every_width(pages, visit, width):
+    page = visit(pages[1])
+    page.set_viewport_size({"width": width, "height": 900})
+    sizes = page.evaluate("""[...document.querySelectorAll(".chart text")].map((text) =>
+        parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a)""")
+    assert sizes and min(sizes) >= 11 and max(sizes) <= 15.1
+    outside = page.evaluate("""[...document.querySelectorAll(".chart text")].filter((text) => {
+        const own = text.getBoundingClientRect(), chart = text.closest("svg").getBoundingClientRect();
+        return own.width && (own.left < chart.left || own.right > chart.right); }).map((text) => text.textContent)""")
+    assert outside == []
+    touching = page.evaluate("""[...document.querySelectorAll(".chart .x")].flatMap((axis) => {
+        const own = [...axis.querySelectorAll("text")].map((text) => text.getBoundingClientRect()).filter((box) => box.width);
+        return own.slice(1).map((box, i) => box.left - own[i].right).filter((gap) => gap < 2); })""")
+    assert touching == []
+
+
 @pytest.mark.row("C23")
 def test_hostile_text_stays_text(pages, visit):
     page = visit(pages[0])
