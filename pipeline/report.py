@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import shlex
@@ -40,6 +41,8 @@ from pipeline.show import spelt
 from pipeline.split import ordered
 from pipeline.temporary import run_name
 from pipeline.trace import Finished
+
+log = logging.getLogger(__name__)
 
 MOST_IDS = 1 << 22  # counted for the use of the vocabulary
 MOST_WORDS = 1 << 13  # IDs read as text for tokens per word
@@ -86,7 +89,8 @@ def write_sweep(folder: Path, jobs: Iterable[tuple[str, Path | None, str]], run:
 def report(folder: Path) -> list[Path]:
     """Write the pages of a folder by hand: of the dataset in it, and of the jobs of a sweep in it.
 
-    Returns their paths. Raises ConfigError where there is neither, IntegrityError where a file is damaged.
+    The page that a sweep left stays: it also knows the jobs that failed, and their order. Returns the paths of the others.
+    Raises ConfigError where there is neither, IntegrityError where a file is damaged.
     """
     written = []
     jobs = sorted(path.parent for path in folder.glob("*/manifest.json") if manifests.read(path) is not None)
@@ -94,7 +98,9 @@ def report(folder: Path) -> list[Path]:
     jobs = [job for job in jobs if job.name not in whole.get("splits", ())]
     for place in ([folder] if whole or not jobs else []) + jobs:
         written.append(write(place, run_name(0), Finished))
-    if jobs:
+    if jobs and (folder / output.SWEEP).exists():
+        log.info("%s stays as the sweep left it: remove it to have one of the datasets that are there.", folder / output.SWEEP)
+    elif jobs:
         write_sweep(folder, [(job.name, job, "") for job in jobs], run_name(0))
         written.append(folder / output.SWEEP)
     return written

@@ -402,6 +402,21 @@ def test_a_sweep_of_datasets_with_splits_has_a_column_for_each_setting(at):
     assert text.count(".<wbr>") == 2  # split.validation, window.stride
 
 
+def test_the_page_that_a_sweep_left_is_not_replaced_by_hand_with_one_that_knows_less(at, caplog):
+    for length in (16, 64):
+        run(composed("embedding=none", "tokenizer=words", f"window.context_length={length}"), f"window.context_length={length}")
+    folder = at / "outputs/sample"
+    jobs = [(path.name, path, "") for path in sorted(folder.iterdir())]
+    report.write_sweep(folder, [("window.context_length=0", None, "error: too short"), *jobs], "x-1")
+    left = (folder / "sweep.html").read_text("utf-8")
+    with caplog.at_level("INFO", "pipeline"):
+        assert report.report(folder) == [path / "report.html" for _, path, _ in jobs]
+    assert (folder / "sweep.html").read_text("utf-8") == left and "too short" in left
+    assert "sweep.html stays as the sweep left it" in caplog.text
+    (folder / "sweep.html").unlink()
+    assert report.report(folder)[-1] == folder / "sweep.html" and "2 jobs" in opened(folder, "sweep.html").text
+
+
 def test_a_failed_job_of_a_sweep_says_why():
     text = report.sweep_page("s", [("a", None, f"exit 3: {CANARY}")])
     page = Page(text)
