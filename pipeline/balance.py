@@ -5,6 +5,7 @@ tokens  5,145 = 1 first (no target) + 5,120 targets + 24 tail (dropped)
 slots   9,984 = 5,120 targets + 4,864 repeated by overlap
 """
 
+import re
 from typing import Any
 
 from pipeline import console
@@ -64,11 +65,11 @@ def lines(
     """What came in, what became a target, what was dropped and why; `splits` and the parts of a `mixture` by name, if any."""
     load, tokenize, encode, arrange = (ledger.get(stage, {}) for stage in ("load", "tokenize", "encode", "arrange"))
     counts = {**load, **tokenize, **encode}
-    tokens = encode.get("tokens", 0)
+    text, tokens = console.counted(load.get("text_bytes", 0), "byte"), encode.get("tokens", 0)
     ids = tokens + encode.get("eos", 0) + encode.get("bos", 0)
     notes = [f"{said}: {counts[note]:,}" for note, said in NOTES.items() if counts.get(note)]
     lines = [
-        ("text", f"{load.get('text_bytes', 0):,} bytes in {console.counted(load.get('documents', 0), 'document')}"),
+        ("text", f"{text} in {console.counted(load.get('documents', 0), 'document')}"),
         ("", "; ".join(notes)),
         ("IDs", _sum(ids, counts, ADDED) if ids != tokens else ""),
         ("" if ids != tokens else "IDs", _sum(ids, arrange, CHOSEN, arrange.get("repeated", 0)) if arrange else ""),
@@ -88,8 +89,8 @@ def lines(
 def _told(part: dict[str, Any]) -> str:
     """What a part of a mixture gave, beside what was asked for: see `mixture.facts`."""
     return (
-        f"{part['tokens']:,} tokens, {part['achieved']:.2%} ({part['asked']:.2%} asked), {part['repetitions']:.2f} times: "
-        f"{part['repeated']:,} repeated, {part['left_out']:,} left out"
+        f"{console.counted(part['tokens'], 'token')}, {part['achieved']:.2%} ({part['asked']:.2%} asked), "
+        f"{part['repetitions']:.2f} times: {part['repeated']:,} repeated, {part['left_out']:,} left out"
     )
 
 
@@ -98,5 +99,14 @@ def _sum(total: int, counts: dict[str, int], parts: dict[str, str], repeated: in
         f"{total:,} "
         + (f"+ {repeated:,} repeated " if repeated else "")
         + "= "
-        + " + ".join(f"{counts[part]:,} {said}" for part, said in parts.items() if counts.get(part))
+        + " + ".join(f"{counts[part]:,} {beside(counts[part], said)}" for part, said in parts.items() if counts.get(part))
     )
+
+
+def beside(count: int, said: str) -> str:
+    """What a count is called, where it stands beside it.
+
+    >>> beside(2, "targets"), beside(1, "targets"), beside(1, "between splits")
+    ('targets', 'target', 'between splits')
+    """
+    return re.sub(r"\b(token|target|byte|ID)s\b", r"\1", said, count=1) if count == 1 else said

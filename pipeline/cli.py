@@ -372,8 +372,9 @@ def plan_lines(outcome: Any) -> list[str]:
     if not (told := outcome.plan):
         return []
     stored = sum(stage.bytes for stage in outcome.stages if stage.state != "cached")
-    truths = {"tokens": outcome.ledger["encode"]["ids"], "rows": outcome.rows}
-    said = [f"{told[name]['value']:,.0f} {name} ({_off(told[name]['value'], truth)})" for name, truth in truths.items()]
+    truths = {"token": outcome.ledger["encode"]["ids"], "row": outcome.rows}
+    values = [(what, told[f"{what}s"]["value"], truth) for what, truth in truths.items()]
+    said = [f"{console.counted(round(value), what)} ({_off(value, truth)})" for what, value, truth in values]
     said += [f"{console.size(told['disk']['value'])} ({_off(told['disk']['value'], stored)})"] if stored else []
     return [f"  plan    had said {', '.join(said)}, {max(told['seconds'], 0.1):.1f} s"]
 

@@ -56,7 +56,11 @@ SOURCES = 20
 HUES = 24  # colours of tokens
 FATES = ("on", "added", "aside", "lost")  # of the parts of a bar
 CHANGED = {"recoded_bytes": "by decoding", "added_bytes": "by the template", "repaired_bytes": "by repairs"}
-COPIES = {"exact": "the same", "near": "nearly so"}
+COPIES = {"exact": "equal", "near": "nearly equal"}
+DROPPED = {
+    "dropped_duplicate_documents": "dropped, equal to an earlier one",
+    "dropped_near_duplicate_documents": "dropped, nearly equal to an earlier one",
+}
 UNRECORDED = ("engine", "cache", "output")  # groups that change no byte
 
 
@@ -300,10 +304,10 @@ def flow(ledger: Json, split: str | None = None) -> list[Json]:
     ]  # fmt: skip
     made = []
     for title, unit, parts in bars:
-        kept = [{"name": name, "count": count, "fate": fate} for name, count, fate in parts if count]
+        kept = [{"name": balance.beside(count, name), "count": count, "fate": fate} for name, count, fate in parts if count]
         kept.sort(key=lambda part: FATES.index(part["fate"]))
         if total := sum(part["count"] for part in kept):
-            made.append({"title": title, "unit": unit, "total": total, "parts": kept})
+            made.append({"title": title, "unit": balance.beside(total, unit), "total": total, "parts": kept})
     return made
 
 
@@ -328,11 +332,10 @@ def _chosen(counts: Json, split: str | None) -> list[tuple[str, int, str]]:
 def _copies(manifest: Json, whole: Json | None) -> list[tuple[str, int]]:
     """Documents left out as copies of others, and copies found across splits, as far as a run looked."""
     counts = manifest["ledger"].get("arrange", {})
-    dropped = {name: said for name, said in balance.CHOSEN.items() if name.startswith("dropped_") and "duplicate" in name}
-    said = [(f"dropped: {text}", counts.get(name.replace("_ids", "_documents"), 0)) for name, text in dropped.items()]
+    said = [(text, counts[name]) for name, text in DROPPED.items() if counts.get(name)]
     for held, facts in ordered(manifest.get("overlap") or (whole or {}).get("overlap") or {}):
-        said += [(f"in {held}, and {how} in train", facts.get(kind, 0)) for kind, how in COPIES.items()]
-    return [(name, count) for name, count in said if count or not name.startswith("dropped")]
+        said += [(f"in {held}, {how} to one in train", facts.get(kind, 0)) for kind, how in COPIES.items()]
+    return said
 
 
 def _windows(dataset: Finished) -> list[Json]:
@@ -466,7 +469,10 @@ def _ranks(dataset: Finished, order: np.ndarray, counts: np.ndarray) -> charts.C
     tokens = order[np.array(ranks) - 1].tolist()
     return charts.curve(
         [(rank, int(counts[i])) for rank, i in zip(ranks, tokens, strict=True)],
-        [f"rank {rank:,}: {_token(dataset, i)['text']}, {counts[i]:,} times" for rank, i in zip(ranks, tokens, strict=True)],
+        [
+            f"rank {rank:,}: {_token(dataset, i)['text']}, {console.counted(int(counts[i]), 'time')}"
+            for rank, i in zip(ranks, tokens, strict=True)
+        ],
     )
 
 
@@ -500,7 +506,7 @@ def _lengths(dataset: Finished) -> Json | None:
     bins = [(a, b, int(counts[a:b].sum())) for a, b in itertools.pairwise(edges)]
     while len(bins) > 1 and not bins[0][2]:
         bins.pop(0)
-    said = [f"{a:,}" if b - a == 1 else f"{a:,} to {b - 1:,}" for a, b, _ in bins]
+    said = [console.counted(a, "token") if b - a == 1 else f"{a:,} to {b - 1:,} tokens" for a, b, _ in bins]
     return {
         "count": total,
         "quantiles": [
@@ -511,7 +517,7 @@ def _lengths(dataset: Finished) -> Json | None:
         "chart": charts.bars(
             [charts.short(a) for a, _, _ in bins],
             [count for _, _, count in bins],
-            [f"{name} tokens: {console.counted(count, 'document')}" for name, (_, _, count) in zip(said, bins, strict=True)],
+            [f"{name}: {console.counted(count, 'document')}" for name, (_, _, count) in zip(said, bins, strict=True)],
         ),
     }  # fmt: skip
 
@@ -558,7 +564,7 @@ def _plane(vectors: np.ndarray, frequent: list[Json]) -> Json:
     return {
         "plane": charts.cloud(
             places.tolist(),
-            [f"{token['text']}  ID {token['id']:,}, {token['count']:,} times" for token in shown],
+            [f"{token['text']}  ID {token['id']:,}, {console.counted(token['count'], 'time')}" for token in shown],
             [f"t{hue(token['id'])}" for token in shown],
         ),
         "variance": 100 * float((widths[:2] ** 2).sum()) / total if total else 0.0,

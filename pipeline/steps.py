@@ -319,8 +319,9 @@ def make_streams(
     arrange.require_documents(manifest["ledger"]["arrange"], names, config.split.by)
     if min(manifest["gaps"], default=config.window.context_length) < config.window.context_length:
         raise InputError(
-            f"a gap between two splits holds {min(manifest['gaps'])} tokens, fewer than window.context_length="
-            f"{config.window.context_length}: this tokenizer joins words. Set corpus.document=, or lower it."
+            f"a gap between two splits holds {console.counted(min(manifest['gaps']), 'token')}, fewer than "
+            f"window.context_length={config.window.context_length}: this tokenizer joins words. "
+            "Set corpus.document=, or lower it."
         )
 
     def ids(name: str) -> Ids:

@@ -38,6 +38,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline import config
 from pipeline.arrow import adjoin, flat_list, numbers
+from pipeline.console import counted
 from pipeline.errors import ConfigError, InputError
 from pipeline.permutation import keys, permute
 from pipeline.stream import AnyStream
@@ -151,7 +152,7 @@ def plan(
     if size > w.max_bytes:
         lower = "Raise window.stride=" if w.mode == "sliding" else "Lower window.context_length="
         raise ConfigError(
-            f"window.max_bytes={w.max_bytes}, but {rows} rows take {size} bytes: every token would be written "
+            f"window.max_bytes={w.max_bytes}, but {counted(rows, 'row')} would take {size} bytes: every token would be written "
             f"{ledger['slots'] / max(ledger['tokens'], 1):.1f} times. {lower}, or raise window.max_bytes=."
         )
     firsts = tuple(edges)
@@ -535,8 +536,8 @@ def _require_short(
 
 def _no_row(w: config.Window, longest: int) -> str:
     """Why there is nothing to write, and the way out."""
-    what = "corpus has" if crosses(w) else "the longest document has"
+    what = f"{'corpus' if crosses(w) else 'the longest document'} has {counted(longest, 'token')}"
     if w.mode != "sliding" or w.tail == "pad":
-        return f"{what} {longest} tokens, one row needs 2: add text to the corpus."
+        return f"{what}, one row needs 2: add text to the corpus."
     way = "set window.tail=pad" + ("" if crosses(w) else " or window.cross_documents=true")
-    return f"{what} {longest} tokens, one window needs {w.context_length + 1}; lower window.context_length, or {way}."
+    return f"{what}, one window needs {w.context_length + 1}; lower window.context_length, or {way}."

@@ -313,8 +313,10 @@ def test_documents_that_were_left_out_or_repeated_are_told(at):
     assert [(part["name"], part["count"], part["fate"]) for part in bar["parts"]] == [
         ("train", tokens, "on"), ("test", 40, "aside"), ("in near copies", 10, "lost"),
     ]  # fmt: skip
-    assert ("dropped: in near copies", 2) in facts["copies"]
-    assert "in test, and the same in train" in Page(report.page(dataset)).text
+    assert facts["copies"] == [("dropped, nearly equal to an earlier one", 2), ("in test, equal to one in train", 1),
+                               ("in test, nearly equal to one in train", 0)]  # fmt: skip
+    text = Page(report.page(dataset)).text
+    assert "dropped, nearly equal to an earlier one2 documents" in text and "in test, equal to one in train1 document\n" in text
 
 
 def test_a_dataset_of_splits_has_a_page_that_lists_them_in_order_and_each_has_its_own(at):
@@ -376,6 +378,31 @@ def test_the_figures_at_the_head_count_what_the_dataset_holds_and_not_what_was_r
     mixed = made("corpus=text", parts, "name=mixed", *common[1:]).folder
     assert {("documents", "4"), ("tokens", "40")} <= {*tiles(mixed)} and "of text" not in dict(tiles(mixed))
     assert report.measure(report.Trusted(mixed))["per_byte"] is None
+
+
+def test_what_is_one_is_told_in_the_singular(at, capsys):
+    (at / "two.txt").write_text("ab")
+    two = ["corpus=text", "corpus.paths=[two.txt]", "tokenizer=bytes", "vocabulary.append_eos=false", "name=two"]
+    assert cli.exit_code([*two, "window.context_length=1", "plan=true"]) == 0
+    capsys.readouterr()
+    assert cli.exit_code([*two, "window.context_length=1", "output.report=true"]) == 0
+    out = capsys.readouterr().out
+    assert "2 = 1 first (no target) + 1 target\n" in out and "had said 2 tokens (exact), 1 row (exact), " in out
+    assert ("target", "1") in tiles(at / "outputs/two") and "1 target 50 %" in opened(at / "outputs/two").text
+    (at / "two.txt").write_text("a")
+    assert cli.exit_code([*two, "window=document", "window.context_length=1", "output.report=true"]) == 0
+    out, text = capsys.readouterr().out, opened(at / "outputs/two").text
+    for said in ("1 byte in 1 document\n", "1 = 1 kept\n"):
+        assert said in out
+    for said in (
+        "One document of 1 token.",
+        "1 byte of text",
+        "1 token\n",
+        "counted in 1 token of the rows",
+        "No targets: rows for",
+    ):
+        assert said in text
+    assert not re.search(r"(?<![\d,.])1 (targets|tokens|bytes|rows|documents|times)\b", out + text)
 
 
 def test_the_parts_of_a_mixture_are_told_as_asked_and_as_achieved(at):

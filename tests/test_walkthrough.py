@@ -77,7 +77,7 @@ def test_a_text_too_short_for_the_lesson_is_said_to_be_so_without_advice_that_th
     with pytest.raises(SystemExit) as stop:
         walked(monkeypatch, capsys, "corpus=text", "corpus.paths=[one.txt]")
     said = capsys.readouterr().err
-    assert stop.value.code == 3 and said == "error: corpus has 1 tokens, one window needs 5: the lesson wants a longer text.\n"
+    assert stop.value.code == 3 and said == "error: corpus has 1 token, one window needs 5: the lesson wants a longer text.\n"
 
 
 def test_help_says_how_it_is_called(at, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from test_stream import row, stream_of
 
 from pipeline import config, window
 from pipeline.config import Window
+from pipeline.console import counted
 from pipeline.errors import ConfigError, InputError
 from pipeline.permutation import keys, permute
 from pipeline.stream import Stream
@@ -256,7 +257,8 @@ def test_a_stream_of_at_most_context_length_is_refused_with_both_numbers(tmp_pat
     with pytest.raises(InputError) as error:
         plan_of(Window(context_length=8), stream)
     assert (
-        str(error.value) == f"corpus has {n} tokens, one window needs 9; lower window.context_length, or set window.tail=pad."
+        str(error.value)
+        == f"corpus has {counted(n, 'token')}, one window needs 9; lower window.context_length, or set window.tail=pad."
     )
     assert error.value.exit_code == 3
 
@@ -273,7 +275,7 @@ def test_without_crossing_the_longest_document_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("w", [Window(tail="pad"), Window(mode="prefix"), Window(tail="pad", cross_documents=False)])
 def test_one_token_gives_nothing_to_predict(tmp_path: Path, w: Window) -> None:
-    with pytest.raises(InputError, match=r"has 1 tokens, one row needs 2: add text"):
+    with pytest.raises(InputError, match=r"has 1 token, one row needs 2: add text"):
         plan_of(w, stream_of(tmp_path, [[[row([1])]]]))
 
 
@@ -541,7 +543,7 @@ def test_the_planned_size_is_the_size_of_the_columns_and_the_limit_is_exact(tmp_
         plan_of(w, stream, BERT)
     overlap = plan.ledger["slots"] / 52
     assert (
-        f"window.max_bytes={size - 1}, but {plan.rows} rows take {size} bytes: every token would be written {overlap:.1f} times"
+        f"window.max_bytes={size - 1}, but {plan.rows} rows would take {size} bytes: every token would be written {overlap:.1f} times"
         in str(error.value)
     )
     assert ("Raise window.stride=" if mode == "sliding" else "Lower window.context_length=") in str(error.value)
@@ -555,7 +557,9 @@ def test_absurd_sizes_are_refused_or_planned_without_allocation(tmp_path: Path) 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError, match="corpus has 100 tokens, one window needs 1000000000001"):
         plan_of(Window(context_length=10**12), stream)
-    with pytest.raises(ConfigError, match=r"1 rows take 5000000000000 bytes: every token would be written 10000000000.0 times"):
+    with pytest.raises(
+        ConfigError, match=r"1 row would take 5000000000000 bytes: every token would be written 10000000000.0 times"
+    ):
         plan_of(Window(context_length=10**12, tail="pad"), stream)
     for tail in ("drop", "pad"):
         plan = plan_of(Window(context_length=4, stride=10**12, allow_gaps=True, tail=tail), stream)
