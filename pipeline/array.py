@@ -5,12 +5,15 @@ done together is a *task*: a phase over many items, a step that one job does alo
 before. Each task has a folder:
 
     cache/tmp/array~<id>~<count>/encode-3f…/
-      agreed            what the first to come found, so that all divide the same work
+      agreed            sealed: what the first to come found, so that all divide the same work
+      ours              what a job of the array publishes or has verified: nobody else need hash it
+      turn.claim-0      a job does what one does alone
+      done              the task is over
+    cache/tmp/array~<id>~<count>/encode-3f…-0/    its parts, with 0 stages found whole
       part-2            sealed: what part 2 gave, item by item. Part p of n has the items p, p + n, p + 2n, …
       part-3.claim-0    a job works on part 3, or did; its mtime is its sign of life
       part-3.claim-1    … and this one took part 3 up after it
-      ours              what a job of the array publishes or has verified: nobody else need hash it
-      done              the task is over
+      part-4.bad        sealed: why the corpus is bad there
 
 **Who does what.** A job claims its own part, computes it and publishes it; then it takes up, in turn, whole parts that
 nobody claimed or whose claim is dead. (Of very many items each job has several parts.) It waits for parts that a living
@@ -26,7 +29,8 @@ doubled: it costs its work and no byte, as entries may be written twice.
 
 **What is believed.** What a job of the array has published, or verified for all, is not hashed again by every other:
 `ours` says so. The `id` must therefore be that of this array alone, as SLURM_ARRAY_JOB_ID is. What was there before the
-array is hashed as ever, by the job whose part it is. The folder is swept a day after its last sign of life.
+array is hashed as ever, by the job whose part it is. What is not as it was written, as a power cut may leave it, counts as
+absent: a damaged part is computed anew by the job that needs it. The folder is swept a day after its last sign of life.
 """
 
 import contextlib
@@ -42,7 +46,7 @@ from typing import Any, TypeVar
 from pipeline import engine
 from pipeline.cache import Cache, Entry
 from pipeline.config import Engine
-from pipeline.errors import InputError, from_os_error
+from pipeline.errors import InputError, ResourceError, from_os_error
 from pipeline.files import Json, seal, unseal
 from pipeline.temporary import gone
 
@@ -117,7 +121,7 @@ class Array:
                 touched, owner = os.fstat(file.fileno()).st_mtime, file.read()
         except OSError:
             return False
-        return now - touched < self._settings.patience and not gone(owner)
+        return abs(now - touched) < self._settings.patience and not gone(owner)  # the clock may have been set back
 
     def _give_back(self, claim: Path) -> None:
         with self._lock:
@@ -182,12 +186,12 @@ class Array:
             todo = [part for part in todo if f"part-{part}" not in names]
             if not todo:
                 return
-            bad = [f"part-{part}.bad" for part in todo if f"part-{part}.bad" in names]
+            bad = [said for part in todo if f"part-{part}.bad" in names and (said := unseal(folder / f"part-{part}.bad"))]
             free = [part for part in todo if f"part-{part}.claim-0" not in names]
             begun = [part for part in todo if f"part-{part}.claim-0" in names]
             for part in free + random.sample(begun, min(LOOKS, len(begun))):
                 if bad and (part - self._index) % self._count:  # our own parts we try ourselves
-                    raise InputError((folder / bad[0]).read_text("utf-8", "surrogateescape"))
+                    raise InputError(bad[0]["said"])
                 claim = self._take(folder, f"part-{part}", names, now)
                 if claim is not None:
                     yield from self._compute(folder / f"part-{part}", claim, function, items[part::parts])
@@ -208,27 +212,36 @@ class Array:
                     yield result
                 self._publish(part, {"results": results})
         except InputError as error:  # the same for whoever reads it: nobody else need try
-            with contextlib.suppress(OSError):
-                part.with_name(f"{part.name}.bad").write_text(str(error), "utf-8", "surrogateescape")
+            with contextlib.suppress(ResourceError):
+                self._publish(part.with_name(f"{part.name}.bad"), {"said": str(error)})
             raise
         finally:
             self._give_back(claim)
 
-    def results(self, task: str, items: int) -> Iterator[Any]:
-        """What `function` gave for each item, in order, once `run` is through."""
-        parts = _parts(self._count, items)
-        found = [(unseal(self.folder / task / f"part-{part}") or {"results": []})["results"] for part in range(parts)]
-        for index in range(items):
+    def results(self, task: str, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Any]:
+        """What `function` gave for each item, in order, once `run` is through; a part that is damaged is computed anew."""
+        parts, found = _parts(self._count, len(items)), []
+        for part in range(parts):
+            path = self.folder / task / f"part-{part}"
+            while (whole := unseal(path)) is None:
+                path.unlink(missing_ok=True)
+                for _ in self.run(task, function, items):
+                    pass
+            found.append(whole["results"])
+        for index in range(len(items)):
             yield found[index % parts][index // parts]
 
     def _publish(self, path: Path, value: Json, first: bool = False) -> None:
-        """Put a small file in place atomically; with `first` only where none is there."""
+        """Put a small file in place atomically; with `first` only where none is there that is whole."""
         temporary = path.with_name(f"{path.name}.new-{self._me}-{threading.get_ident()}")
         try:
             temporary.write_bytes(seal(value))
             if first:
-                with contextlib.suppress(FileExistsError):
+                try:
                     os.link(temporary, path)
+                except FileExistsError:
+                    if unseal(path) is None:  # damaged
+                        os.replace(temporary, path)
             else:
                 os.replace(temporary, path)
         except OSError as error:
@@ -242,7 +255,7 @@ class Array:
         """What `function` gives for each item, in order, computed by all jobs of the array together. It must be JSON."""
         for _ in self.run(task, function, items):
             pass
-        return list(self.results(task, len(items)))
+        return list(self.results(task, function, items))
 
     # -- entries ----------------------------------------------------------------------------------------------
 

@@ -115,6 +115,17 @@ def _or_damage(work: Callable[[Item], Any], item: Item) -> Any:
         return damage
 
 
+def _lie_there(steps: list[Step], items: list[Any], results: list[Any]) -> bool:
+    """Is every file that `compute` told of there, with its bytes? A power cut may take a name and leave what tells of it."""
+    with contextlib.suppress(OSError):
+        return all(
+            step.entry.path(file_name(item.index)).stat().st_size == note["bytes"]
+            for item, result in zip(items, results, strict=False)
+            for step, (note, _) in zip(steps, result, strict=True)
+        )
+    return False
+
+
 def _exhaust(batches: Iterable[pa.RecordBatch]) -> None:
     for _ in batches:
         pass
@@ -260,11 +271,13 @@ class Line:
             return manifest
         self.cache.require_writable()
 
+        def work(first: int) -> Callable[[Any], Any]:
+            return partial(_or_damage, partial(compute, tuple(steps[first:]), entries[first - 1] if first else None))
+
         def compute_all(first: int, run: Callable[..., Iterable[Any]]) -> list[Any]:
             todo, results, damaged = steps[first:], [], None
-            work = partial(compute, tuple(todo), entries[first - 1] if first else None)
             with console.progress(" ▶ ".join(step.entry.stage for step in todo), size) as advance:
-                for result in run(partial(_or_damage, work), items if todo else []):
+                for result in run(work(first), items if todo else []):
                     if isinstance(result, Damaged):
                         damaged = damaged or result
                         continue
@@ -306,11 +319,13 @@ class Line:
             first = self.array.agree(task, lambda: self._whole(entries))
             if first and (found := entries[first - 1].manifest()):  # by another job, it may be
                 self.found(entries[:first], found)
-            compute_all(first, partial(self.array.run, task))
+            parts = f"{task}-{first}"  # should another have agreed on something else, its parts are no matter
+            compute_all(first, partial(self.array.run, parts))
             with self.array.alone(task) as turn:
-                if turn:
+                results = list(self.array.results(parts, work(first), items)) if turn and first < len(steps) else []
+                if turn and _lie_there(steps[first:], items, results):
                     self.array.ours(*entries[first:])
-                    manifests = publish(first, list(self.array.results(task, len(items))))
+                    manifests = publish(first, results)
         if manifests and not items:
             self.make(entries[-1], 0)
         manifests = manifests or [manifest for entry in entries[first:] if (manifest := entry.manifest())]

@@ -188,9 +188,39 @@ def test_bad_input_in_a_part_ends_every_job_and_is_looked_at_once_more_by_its_ow
     assert (one.folder / "t" / "part-1.bad").exists()
 
 
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[::-1])])
+def test_a_part_that_is_not_as_it_was_written_is_computed_anew(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
+    one, two, _ = jobs(tmp_path)
+    one.everywhere("t", Computed(), range(7))
+    spoil(one.folder / "t" / "part-1")
+    again = Computed()
+    assert two.everywhere("t", again, range(7)) == [n * n for n in range(7)] and again.items == [1, 4]
+
+
+def test_bad_input_is_believed_only_where_what_says_so_is_whole(tmp_path: Path) -> None:
+    job, computed = jobs(tmp_path)[0], Computed()
+    (job.folder / "t").mkdir(parents=True)
+    (job.folder / "t" / "part-1.bad").write_bytes(b"")
+    assert job.everywhere("t", computed, range(3)) == [0, 1, 4]
+
+
+def test_a_claim_of_the_future_is_no_sign_of_life(tmp_path: Path) -> None:
+    job, computed = jobs(tmp_path)[0], Computed()
+    with claimed(job.folder / "t", "part-1", "another-machine~1~1~0") as claim:
+        os.utime(claim, (0, time.time() + 1e6))
+        assert job.everywhere("t", computed, range(3)) == [0, 1, 4]
+
+
 def test_all_divide_the_work_that_the_first_to_come_found(tmp_path: Path) -> None:
     one, two, _ = jobs(tmp_path)
     assert [one.agree("t", lambda: 2), two.agree("t", lambda: pytest.fail("it was agreed"))] == [2, 2]
+
+
+def test_what_was_agreed_and_is_damaged_is_agreed_anew(tmp_path: Path) -> None:
+    one, two, three = jobs(tmp_path)
+    one.agree("t", lambda: 2)
+    (one.folder / "t" / "agreed").write_bytes(b"")
+    assert [two.agree("t", lambda: 1), three.agree("t", lambda: pytest.fail("it was agreed"))] == [1, 1]
 
 
 def entry_of_three(cache: Cache) -> Any:
@@ -276,6 +306,15 @@ def dying(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return compute(*arguments)
 phase.compute = dying
+from pipeline.__main__ import main
+main()
+"""
+DYING_AT_THE_END = """
+import os, signal
+from pipeline.array import Array
+def dying(self, *_):
+    os.kill(os.getpid(), signal.SIGKILL)
+Array.results = dying
 from pipeline.__main__ import main
 main()
 """
@@ -393,6 +432,20 @@ def test_a_job_that_is_killed_is_survived(tmp_path: Path, serial: Any, restarted
         processes.append(started(at, job(1, 3)))
         codes.append(0)
     ended(processes, codes)
+    assert (digests(at / "outputs/x"), stored(at)) == serial
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["a part", "a file that a part tells of"])
+def test_a_power_cut_before_the_end_of_a_phase_is_survived(tmp_path: Path, serial: Any, lost: str) -> None:
+    at = texts(tmp_path)
+    ended([started(at, job(0, 2), DYING_AT_THE_END)], [-9])
+    where = "tmp/array~*/fingerprint-*/part-0" if lost == "a part" else "fingerprint/*/00000000.arrow"
+    (path,) = at.glob(f"data/cache/{where}")
+    path.unlink()
+    if lost == "a part":
+        path.touch()
+    ended([started(at, job(0, 2))], [0])
     assert (digests(at / "outputs/x"), stored(at)) == serial
 
 
