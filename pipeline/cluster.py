@@ -137,7 +137,7 @@ class _Cluster:
         self.how, self.where = how, f"the Ray cluster (engine.address={how.address})"
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_conduct, args=(theirs, how, paths, workers.PATIENCE), daemon=True)
-        self.process.start()
+        workers.start(self.process)
         theirs.close()
         self.begun = False  # has the cluster ever answered?
         self.slots = 0  # how many tasks the living nodes have room for
@@ -204,7 +204,8 @@ def _connect(how: Engine) -> _Cluster:
     if _cluster is not None and _cluster.how == how and _cluster.process.is_alive():
         return _cluster
     _disconnect()
-    _cluster = _Cluster(how)
+    with engine.undisturbed():
+        _cluster = _Cluster(how)
     try:
         _cluster.heard = _cluster.roomy = time.monotonic() + CONNECT - SILENCE
         _cluster.hear()
@@ -227,7 +228,7 @@ def _disconnect() -> None:
 
 def _conduct(pipe: Connection, how: Engine, paths: list[str], patience: float) -> None:
     """The life of the conductor: from the first `ray.init` to the end of the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # held back until now, see `workers.start`
     quiet = os.open(os.devnull, os.O_RDWR)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)

@@ -73,18 +73,25 @@ def interrupted() -> Interrupted | None:
     return Interrupted(_interrupted) if _interrupted else None
 
 
-def _submit(pool: ThreadPoolExecutor, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-    """Start work in a pool. A signal waits meanwhile: a thread that was started but not noted would not be waited for."""
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A signal waits for the end of the block: a thread or process that was begun but not noted would not be ended."""
     global _held
     main = threading.current_thread() is threading.main_thread()
     _held = _held or main
     try:
-        return pool.submit(function, *arguments)
+        yield
     finally:
         if main:
             _held = False
             if _interrupted:
                 raise Interrupted(_interrupted)
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+    """Start work in a pool."""
+    with undisturbed():
+        return pool.submit(function, *arguments)
 
 
 @contextlib.contextmanager

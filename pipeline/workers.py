@@ -6,24 +6,26 @@ answers nor uses the processor for PATIENCE seconds is killed and counts as dead
 left alone. A worker whose parent has died ends at once, before the next run sweeps what both were writing.
 
 Workers begin anew (`spawn`): a fork would copy locks that other threads hold. Their functions, items, results and
-errors are pickled.
+errors are pickled, and what is larger than a pipe goes through only while the other side reads: a thread of each worker
+waits for that, so that the one that looks at the pulses never does.
 """
 
-import contextlib
 import logging
 import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
+import queue
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pipeline.engine import Item, Result, call, keep_memory
+from pipeline.engine import Item, Result, call, keep_memory, undisturbed
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.pulse import LOOK, Pulse
 
@@ -32,43 +34,65 @@ log = logging.getLogger(__name__)
 PATIENCE = 300.0  # seconds without an answer or processor time until a worker counts as hanging
 
 
+def start(process: BaseProcess) -> None:
+    """Start a process that Ctrl-C, which reaches the whole group, does not stop at any moment: its parent decides."""
+    resource_tracker.ensure_running()  # which `start` would do, and when it begins it lets all signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits it
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Worker:
     """A process that answers one item at a time through a pipe, and what it is at."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: "Answers") -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self.process.start()
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        start(self._process)
         theirs.close()
-        self.index: int | None = None  # of the item it computes
+        self._answers = answers
         self._function: Any = None  # that it was sent last
-        self.pulse = Pulse(self.process.pid)
+        self._asking = threading.Thread()
+        self.index = 0  # of the item it computes
+        self.pulse = Pulse(self._process.pid)
 
     def give(self, index: int, function: Any, item: Any) -> None:
-        self.index, self.pulse = index, Pulse(self.process.pid)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: `answer` will say so
-            self.pipe.send((None if function is self._function else function, item))  # it may be large: the paths of a stream
-            self._function = function
+        """Have it compute an item; what comes of it will be among the answers."""
+        self.index, self.pulse = index, Pulse(self._process.pid)
+        message = (None if function is self._function else function, item)  # it may be large: the paths of a stream
+        self._function = function
+        self._asking = threading.Thread(target=self._ask, args=(message,), daemon=True)
+        self._asking.start()
 
-    def answer(self) -> tuple[bool, Any] | None:
-        """(True, result) or (False, exception); None where the worker has died."""
+    def _ask(self, message: Any) -> None:
         try:
-            return self.pipe.recv()  # type: ignore[no-any-return]
+            self._pipe.send(message)
+            answer = self._pipe.recv()
         except (EOFError, OSError):
-            return None
+            answer = None
+        except Exception as error:  # it cannot be pickled
+            answer = (False, error)
+        self._answers.put((self, answer))
 
     def end(self) -> int:
         """Kill it; its exit code."""
-        self.process.kill()
-        self.process.join(5)
-        self.pipe.close()
-        return self.process.exitcode or 0
+        self._process.kill()
+        self._process.join(5)
+        if self._asking.is_alive():
+            self._asking.join(5)  # what it waits for has ended with the process
+        self._pipe.close()
+        return self._process.exitcode or 0
+
+
+Answers = queue.SimpleQueue[tuple[_Worker, tuple[bool, Any] | None]]  # (True, result), (False, exception), None: it has died
 
 
 def _serve(pipe: Connection) -> None:
     """The life of a worker: until its parent closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # held back until now, see `start`
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -113,6 +137,8 @@ def run(workers: int, function: Callable[[Item], Result], items: Iterable[Item])
     source = enumerate(items)
     room = 2 * workers
     pool: list[_Worker] = []
+    idle: list[_Worker] = []  # those of the pool that compute nothing
+    answers: Answers = queue.SimpleQueue()
     flight: dict[int, Item] = {}  # begun and not given, by index
     again: list[int] = []  # those of a dead worker
     fragile: set[int] = set()  # those that had one before
@@ -129,14 +155,14 @@ def run(workers: int, function: Callable[[Item], Result], items: Iterable[Item])
 
     try:
         while True:
-            idle = [worker for worker in pool if worker.index is None]
             while idle and len(pool) > workers:
                 pool.remove(idle[-1])
                 idle.pop().end()
             while (idle or len(pool) < workers) and (index := begin()) is not None:
                 if not idle:
-                    idle.append(_Worker())
-                    pool.append(idle[0])
+                    with undisturbed():
+                        idle.append(_Worker(answers))
+                        pool.append(idle[0])
                 idle.pop().give(index, function, flight[index])
             if given in done:
                 fine, value = done.pop(given)
@@ -148,24 +174,29 @@ def run(workers: int, function: Callable[[Item], Result], items: Iterable[Item])
                 continue
             if not flight:
                 return
-            ready = multiprocessing.connection.wait([worker.pipe for worker in pool if worker.index is not None], LOOK)
-            for worker in list(pool):
-                index = worker.index
-                if index is None:
+            try:
+                worker, answer = answers.get(timeout=LOOK)
+                hangs = False
+            except queue.Empty:
+                stopped = (worker for worker in pool if worker not in idle and worker.pulse.stopped(PATIENCE))
+                if (hanging := next(stopped, None)) is None:
                     continue
-                hangs = worker.pipe not in ready and worker.pulse.stopped(PATIENCE)
-                if worker.pipe in ready and (answer := worker.answer()):
-                    done[index], worker.index = answer, None
-                elif worker.pipe in ready or hangs:
-                    pool.remove(worker)
-                    code = worker.end()
-                    how = f"no sign of life for {PATIENCE:.0f} s" if hangs else _ending(code)
-                    if index in fragile:
-                        raise ResourceError(_epitaph(flight[index], how))
-                    log.warning("a worker died computing %s (%s): once more, with one worker", flight[index], how)
-                    fragile.add(index)
-                    again.append(index)
-                    workers = 1
+                worker, answer, hangs = hanging, None, True
+            if worker not in pool:  # it was ended
+                continue
+            if answer:
+                done[worker.index] = answer
+                idle.append(worker)
+                continue
+            pool.remove(worker)
+            code = worker.end()
+            how = f"no sign of life for {PATIENCE:.0f} s" if hangs else _ending(code)
+            if worker.index in fragile:
+                raise ResourceError(_epitaph(flight[worker.index], how))
+            log.warning("a worker died computing %s (%s): once more, with one worker", flight[worker.index], how)
+            fragile.add(worker.index)
+            again.append(worker.index)
+            workers = 1
     finally:
         for worker in pool:
             worker.end()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,52 @@ def test_the_item_of_a_dead_worker_is_tried_once_more(
     assert list(engine.run(Engine("processes", 2), die, items)) == list(range(6))
     (message,) = caplog.messages
     assert "once more, with one worker" in message and str(items[3]) in message
+
+
+def second(given: object, number: int) -> int:
+    return number
+
+
+def signalled(monkeypatch: pytest.MonkeyPatch, number: int, most: int) -> list[Any]:
+    """Signal so many worker processes in their first moment; gives them, as they come."""
+    start, seen = workers.start, []
+
+    def starting(process: Any) -> None:
+        start(process)
+        if len(seen) < most:
+            os.kill(process.pid, number)
+            seen.append(process)
+
+    monkeypatch.setattr(workers, "start", starting)
+    return seen
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.row("A24")
+def test_a_worker_that_hangs_before_it_has_read_a_large_function_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    monkeypatch.setattr(workers, "LOOK", 0.05)
+    stopped, others = signalled(monkeypatch, signal.SIGSTOP, 1), threading.active_count()
+    assert list(engine.run(Engine("processes", 2), partial(second, b"x" * 1_000_000), range(6))) == list(range(6))
+    assert not stopped[0].is_alive() and threading.active_count() == others
+
+
+def test_ctrl_c_does_not_reach_a_worker_that_begins(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reached = signalled(monkeypatch, signal.SIGINT, 2)
+    assert list(engine.run(Engine("processes", 2), slow_square, range(4))) == [0, 1, 4, 9]
+    assert len(reached) == 2 and not caplog.messages and capfd.readouterr().err == ""
+
+
+def test_ctrl_c_while_a_worker_is_begun_is_heard() -> None:
+    class Process:
+        def start(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.start(Process())  # type: ignore[arg-type]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def crowded(item: tuple[int, str]) -> list[str]:
@@ -427,6 +474,35 @@ except Interrupted:
 def test_a_signal_while_a_thread_starts_waits_until_the_thread_is_known_and_is_told_as_what_it_is() -> None:
     root = Path(engine.__file__).parents[1]
     assert subprocess.check_output([sys.executable, "-c", STARTING], text=True, cwd=root).split() == ["1", "Interrupted"]
+
+
+BEGINNING = """
+import multiprocessing, os, signal, time
+from pipeline import engine, workers
+from pipeline.config import Engine
+from pipeline.errors import Interrupted
+
+start = workers.start
+
+def signalled(process):
+    start(process)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)
+
+workers.start = signalled
+try:
+    with engine.signals():
+        list(engine.run(Engine("processes", 2), abs, range(4)))
+except Interrupted:
+    print(multiprocessing.active_children())
+"""
+
+
+@pytest.mark.row("A4", "A5")
+def test_a_signal_while_a_worker_begins_waits_until_the_worker_is_known_and_ends_it_too() -> None:
+    root = Path(engine.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", BEGINNING], text=True, cwd=root, capture_output=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_signals_leaves_everything_as_it_was() -> None:
