@@ -35,6 +35,8 @@ from pipeline.files import existing, fsync_dir, write_rate
 from pipeline.output import AT_FDCWD, RENAME_EXCHANGE, WORKSHOP
 from pipeline.stream import Stream
 
+MEMINFO = Path("/proc/meminfo")
+GROUP = Path("/sys/fs/cgroup")  # of the container that this process is in
 LITTLE_MEMORY = 1 << 30
 LITTLE_DISK = 1 << 30
 SLOW_DISK = 20e6  # bytes a second
@@ -69,13 +71,16 @@ def doctor(cache_dir: Path = Path("data/cache"), output_dir: Path = Path("output
     with contextlib.ExitStack() as stack:
         cache = Cache.open(cache_dir)
         place: Path | None = None
-        with contextlib.suppress(OSError):
+        refused: OSError | None = None
+        try:
             place = stack.enter_context(_aside(cache.tmp))
+        except OSError as error:
+            refused = error
         checks: list[tuple[str, Callable[[], Findings]]] = [
             ("Python", _python),
             ("packages", _packages),
             ("memory", _memory),
-            ("disk", lambda: _disk(place, cache_dir, output_dir)),
+            ("disk", lambda: _disk(place, refused, cache_dir, output_dir)),
             ("Hub", _hub),
             ("tokenizers", lambda: _tokenizers(cache, place)),
             ("loss", lambda: _loss(place)),
@@ -170,20 +175,23 @@ def available_memory() -> int | None:
     """Bytes that this process may still take, by the kernel and by the limit of its container; None where unknown."""
     known = []
     with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
         known.append(int(fields["MemAvailable"].split()[0]) << 10)
     with contextlib.suppress(OSError, ValueError, KeyError):
-        limit, used, told = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat"))
+        limit, used, told = ((GROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
         cached = dict(line.split() for line in told.splitlines())["inactive_file"]  # given back when it is asked for
         known.append(int(limit) - int(used) + int(cached))  # "max": no limit, no number
     return min(known, default=None)
 
 
-def _disk(place: Path | None, cache_dir: Path, output_dir: Path) -> Findings:
+def _disk(place: Path | None, refused: OSError | None, cache_dir: Path, output_dir: Path) -> Findings:
     for name, folder in (("cache.dir", cache_dir), ("output.dir", output_dir)):
         here = existing(folder)
         free = shutil.disk_usage(here).free
-        if not os.access(here, os.W_OK | os.X_OK):
+        if refused and name == "cache.dir":
+            said = f"nothing can be written at {str(folder)!r}: {refused.strerror}"
+            yield Finding("bad", "disk", said, f"mend that, or set {name}=.")
+        elif not os.access(here, os.W_OK | os.X_OK):
             yield Finding("bad", "disk", f"{str(here)!r} cannot be written by user {os.getuid()}", f"set {name}=.")
         elif free < LITTLE_DISK:
             yield Finding("bad", "disk", f"{console.size(free)} free at {str(here)!r}", f"free space, or set {name}=.")
@@ -229,13 +237,14 @@ def _renames(place: Path) -> Findings:
 
 def _links(place: Path, aside: Path) -> Findings:
     (place / "file").write_bytes(b"x")
-    try:
-        with _aside(aside) as there:
+    with _aside(aside) as there:
+        try:
             os.link(place / "file", there / "link")
-        yield Finding("ok", "links", "a finished dataset shares its files with the cache")
-    except OSError as error:
-        advice = "a dataset is copied and takes its space twice: put both on one file system."
-        yield Finding("look", "links", f"no hard links from cache.dir to output.dir: {error.strerror}", advice)
+        except OSError as error:
+            advice = "a dataset is copied and takes its space twice: put both on one file system."
+            yield Finding("look", "links", f"no hard links from cache.dir to output.dir: {error.strerror}", advice)
+            return
+    yield Finding("ok", "links", "a finished dataset shares its files with the cache")
 
 
 def _hub() -> Findings:

@@ -12,6 +12,7 @@ import pytest
 
 from conftest import composed
 from pipeline import calm, doctor, tools
+from pipeline.errors import ResourceError
 from pipeline.run import run
 
 
@@ -125,6 +126,34 @@ def test_the_row_of_the_loss_is_cut_in_a_folder_whose_name_is_no_unicode(tmp_pat
     place.mkdir()
     inputs, targets = doctor._row(np.arange(17), place)
     assert (inputs.tolist(), targets.tolist()) == ([*range(16)], [*range(1, 17)])
+
+
+@pytest.mark.parametrize(("lies", "what"), [("data/cache/tmp", "disk"), ("outputs/.tmp", "links")])
+def test_what_lies_where_a_run_must_write_is_to_be_mended(at, monkeypatch, lies, what):
+    monkeypatch.setattr(doctor, "_tokenizers", lambda *_: iter(()))
+    monkeypatch.setattr(doctor, "_loss", lambda _: iter(()))
+    (at / lies).parent.mkdir(parents=True)
+    (at / lies).touch()
+    (found,) = (f for f in findings() if f.state == "bad" and f.what == what)
+    assert "Not a directory" in found.said + found.advice or "File exists" in found.said + found.advice
+    with pytest.raises(ResourceError):
+        run(composed("tokenizer=bytes", "embedding=none"))
+
+
+@pytest.mark.parametrize(("limit", "room"), [("5000000000", 3_000_000_000), ("max", 64 << 20 << 10)])
+def test_the_memory_of_a_container_is_its_limit_less_what_is_used_and_not_given_back(at, monkeypatch, limit, room):
+    told = {"max": limit, "current": "3000000000", "stat": "anon 2000000000\ninactive_file 1000000000"}
+    group = at / "group"
+    group.mkdir()
+    for name, text in told.items():
+        (group / f"memory.{name}").write_text(f"{text}\n")
+    (at / "meminfo").write_text("MemTotal: 1 kB\nMemAvailable: 67108864 kB\n")
+    monkeypatch.setattr(doctor, "GROUP", group)
+    monkeypatch.setattr(doctor, "MEMINFO", at / "meminfo")
+    assert doctor.available_memory() == room
+    (group / "memory.stat").unlink()
+    (at / "meminfo").unlink()
+    assert doctor.available_memory() is None
 
 
 def test_a_full_disk_is_told_as_such_by_every_check_that_needs_room(at, monkeypatch):
