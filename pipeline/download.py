@@ -3,17 +3,20 @@
     https://example.org/a.jsonl#sha256=9f86…  ──▶  data/downloads/9f86…/a.jsonl
 
 The name on this disk holds the checksum, so a file that is there need not be fetched again. A download goes to a
-temporary file and gets its name when its checksum is right; what breaks off is tried again, from where it broke where
-the server can. Every address on the way is looked at, redirects included: only https, no user or password, and no
-machine of a private network, by the address that was really connected to (`corpus.allow_private_hosts=true` allows
-those). Through a proxy that the environment names only the name of the host can be looked at.
+temporary file and gets its name when its checksum is right; what a killed run leaves of one goes with the next. What
+breaks off is tried again, from where it broke where the server can. Every address on the way is looked at, redirects
+included: only https, no user or password, and no machine of a private network, by the address that was really connected
+to (`corpus.allow_private_hosts=true` allows those). Through a proxy that the environment names only the name of the host
+can be looked at.
 """
 
 import contextlib
 import ipaddress
+import itertools
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,10 +27,12 @@ from pipeline import engine
 from pipeline.config import Corpus
 from pipeline.errors import ConfigError, InputError, IntegrityError, from_os_error
 from pipeline.files import require_space
+from pipeline.temporary import run_name, sweep
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path("data", "downloads")
+WORKSHOP = ".tmp"  # what is being downloaded, in folders named after their runs
 CHECKSUM = re.compile(r"sha256=([0-9a-f]{64})")
 ATTEMPTS = 4
 REDIRECTS = 5
@@ -35,6 +40,7 @@ SECONDS = 20.0  # without a byte
 PIECE = 1 << 20
 
 Cause = TypeVar("Cause", bound=BaseException)
+_serial = itertools.count()
 
 
 def is_https(path: str) -> bool:
@@ -53,8 +59,9 @@ def fetch(address: str, corpus: Corpus) -> str:
         raise ConfigError(f"{shown(url)!r} in corpus.paths needs its checksum: write {shown(url)}#sha256=64 hex digits.")
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path.rpartition("/")[2]))[-100:].lstrip(".") or "file"
     path = FOLDER / checksum[1] / name
+    sweep(FOLDER / WORKSHOP)
     if not path.exists():
-        _retrieve(url, checksum[1], path, corpus)
+        _retrieve(url, checksum[1], path, FOLDER / WORKSHOP, corpus)
     return str(path)
 
 
@@ -69,9 +76,10 @@ def asset(corpus: Corpus, places: Iterable[Path]) -> str:
     name = corpus.paths[0]
     tried = ", ".join(repr(str(place / name)) for place in places)
     mirror = "" if "PIPELINE_ASSETS" in os.environ else " and PIPELINE_ASSETS, which is not set,"
-    path = Path("data", name)
+    path, workshop = Path("data", name), Path("data", WORKSHOP)
+    sweep(workshop)
     try:
-        _retrieve(str(corpus.url), str(corpus.sha256), path, corpus)
+        _retrieve(str(corpus.url), str(corpus.sha256), path, workshop, corpus)
     except InputError as error:
         raise InputError(
             f"corpus {corpus.name!r} is not in {tried}{mirror} and cannot be downloaded: {error} Put the file into 'data/', "
@@ -86,8 +94,10 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _retrieve(url: str, sha256: str, path: Path, corpus: Corpus) -> None:
+def _retrieve(url: str, sha256: str, path: Path, workshop: Path, corpus: Corpus) -> None:
     import pooch
+
+    aside = workshop / run_name(next(_serial))
 
     pooch.get_logger().setLevel("ERROR")
     log.info("downloading %s", shown(url))
@@ -96,11 +106,15 @@ def _retrieve(url: str, sha256: str, path: Path, corpus: Corpus) -> None:
         _download(url, Path(output_file), corpus)
 
     try:
-        pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=path.name, path=str(path.parent), downloader=downloader)
+        pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=path.name, path=str(aside), downloader=downloader)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside / path.name, path)
     except ValueError as error:
         raise IntegrityError(f"{shown(url)} does not have sha256 {sha256}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise from_os_error(error, path) from error
+    finally:
+        engine.surely(lambda: shutil.rmtree(aside, ignore_errors=True))
 
 
 # -- over the network -------------------------------------------------------------------------------------

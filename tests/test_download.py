@@ -4,7 +4,10 @@ import hashlib
 import ipaddress
 import itertools
 import os
+import signal
 import ssl
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -218,6 +221,35 @@ def test_secrets_in_an_address_are_refused_before_they_are_shown(served: str) ->
     with pytest.raises(InputError, match="may hold no user and no password") as refused:
         places.find(corpus(f"https://me:pass@example.org/a#sha256={SHA}"))
     assert "pass@" not in str(refused.value)
+
+
+KILLED = """
+import os, signal, sys
+from pipeline import download
+from pipeline.config import Corpus
+def dying(url, path, corpus):
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+download._download = dying
+settings = {"paths": ["asset.txt"], "url": "https://example.org/asset.txt", "sha256": "0" * 64}
+if sys.argv[1] == "asset":
+    download.asset(Corpus(**settings), [])
+download.fetch("https://example.org/a#sha256=" + "0" * 64, Corpus())
+"""
+
+
+@pytest.mark.row("B31")
+@pytest.mark.parametrize("what", ["asset", "address"])
+def test_what_a_killed_download_leaves_goes_with_the_next(served: str, what: str) -> None:
+    root = Path(download.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", KILLED, what], env={**os.environ, "PYTHONPATH": str(root)}, timeout=60)
+    assert done.returncode == -signal.SIGKILL and left()
+    if what == "asset":
+        settings: dict[str, Any] = {"paths": ["data.txt"], "name": "mine", "sha256": SHA, "url": f"{served}/data.txt"}
+        places.find(Corpus(**settings, allow_private_hosts=True))
+    else:
+        places.find(corpus(f"{served}/data.txt#sha256={SHA}"))
+    assert left() == ["data.txt"]
 
 
 def test_a_named_asset_goes_the_same_way(served: str) -> None:
