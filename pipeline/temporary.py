@@ -44,11 +44,15 @@ def _owner(pid: int) -> str:
 
 
 def alive(run: Path) -> bool:
-    """May a folder not be swept? One of another machine is believed for a day after its last file; what is no run's, ever."""
+    """May a folder not be swept? One of another machine is believed for a day after its last file; what is no run's, ever.
+
+    Clocks may differ, by up to a day either way. A folder of a day ahead was left when a clock was wrong: a run that lives
+    makes further files in its own, by the clock as it is now.
+    """
     if not NAME.fullmatch(run.name):
         return True
     if run.name.partition("~")[0] != _host():
-        return time.time() - run.stat().st_mtime < DAY
+        return abs(time.time() - run.stat().st_mtime) < DAY
     return not gone(run.name)
 
 

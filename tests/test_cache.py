@@ -938,8 +938,10 @@ def test_rubbish_of_dead_runs_is_removed_and_of_living_ones_kept(tmp_path: Path)
         run_folder(f"{host}~{pid}~{int(start) - 1}~0"),  # the number was given again
         run_folder("0123456789abcdef~1~1~0", age=90_000),
         run_folder("array~a.b~3", age=90_000),
+        run_folder("0123456789abcdef~2~1~0", age=-90_000),  # a clock has been set back since
     ]
     kept = [mine.tmp, run_folder(f"{host}~{pid}~{start}~99"), run_folder("0123456789abcdef~1~1~1", age=3600)]
+    kept += [run_folder("0123456789abcdef~2~1~1", age=-3600)]  # a clock that is ahead of ours
     kept += [run_folder(f"{host}~x", age=90_000), run_folder("precious", age=90_000)]  # nothing of ours
     Cache.open(root)
     assert sorted((root / "tmp").iterdir()) == sorted(kept)
