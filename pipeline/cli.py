@@ -133,6 +133,7 @@ def _compose_and_run(flags: list[str], overrides: list[str]) -> int:
     import hydra._internal.hydra
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.config_store import ConfigStore
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     mode_is_plain = not flags and not any(re.match(r"\+*(hydra([/@=]|\.mode)|experiment)", o) for o in overrides)
@@ -153,9 +154,11 @@ def _compose_and_run(flags: list[str], overrides: list[str]) -> int:
                     f"{config_name}.yaml must begin its defaults list with `schema`, ours and no file of that name."
                 )
             configs.check_tree(OmegaConf.to_container(cfg, resolve=False))
+            composed.append(cfg)
             return cfg
 
     ConfigStore.instance().store(name="schema", node=configs.Config)
+    composed: list[Any] = []
     jobs: list[Job] = []
     process = os.getpid()
 
@@ -182,6 +185,11 @@ def _compose_and_run(flags: list[str], overrides: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(configs.conf_dir()), config_name="config")(job)()
     except SystemExit as stop:  # argparse, --hydra-help, an interrupted job
         return int(stop.code or 0)
+    except OSError as error:  # of Hydra's own record: a full disk does not say where it was met
+        if error.filename or not composed:
+            raise
+        key = "hydra.sweep.dir" if composed[-1].hydra.mode == RunMode.MULTIRUN else "hydra.run.dir"
+        raise from_os_error(error, OmegaConf.select(composed[-1], key)) from error
     if any(job.outcome or job.error for job in jobs) and jobs[0].name is not None:
         _compare(jobs)
     return next((job.code for job in jobs if job.code), 0)

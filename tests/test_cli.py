@@ -314,6 +314,17 @@ def test_what_a_run_raises_becomes_its_exit_code(ends, monkeypatch, error, code)
     assert ends(*TINY)[0] == code
 
 
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_full_disk_under_Hydras_own_record_is_named(ends, monkeypatch, sweep):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hydra.core.utils._save_config", full)
+    monkeypatch.setattr("omegaconf.OmegaConf.save", full)
+    code, _, err = ends(*(["-m", "hydra.sweep.dir=here"] if sweep else ["hydra.run.dir=here"]), *TINY)
+    assert code == 5 and err.startswith("error: No space left writing 'here' (") and len(err.splitlines()) == 1
+
+
 def test_HYDRA_FULL_ERROR_adds_the_traceback_and_changes_no_exit_code(ends, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     code, _, err = ends("window.stride=abc")
