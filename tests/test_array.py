@@ -20,6 +20,7 @@ from pipeline.array import Array
 from pipeline.cache import Cache
 from pipeline.config import Engine
 from pipeline.errors import ConfigError, InputError
+from pipeline.run import run
 from tests.determinism import digests
 
 SETTINGS = Engine("array", workers=1, id="a", index=0, count=3, patience=60)
@@ -288,6 +289,14 @@ def test_the_jobs_of_a_slurm_array_know_who_they_are(monkeypatch: pytest.MonkeyP
     made = composed("engine=array")
     config.check(made)
     assert (made.engine.id, made.engine.index, made.engine.count) == ("4711", 7, 7)
+
+
+def test_a_dataset_that_has_gone_is_written_again_though_the_task_was_over(at: Path) -> None:
+    made = composed("tokenizer=bytes", "embedding=none", "engine=array", "engine.id=a", "engine.index=0", "engine.count=2")
+    first = run(made)
+    assert first.published and not run(made).published
+    shutil.rmtree(first.folder)
+    assert run(made).published and (first.folder / "manifest.json").exists()
 
 
 # -- whole runs, as real processes -------------------------------------------------------------------------
