@@ -18,7 +18,7 @@ import tempfile
 import textwrap
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -381,14 +381,21 @@ def plan_lines(outcome: Any) -> list[str]:
         return []
     stored = sum(stage.bytes for stage in outcome.stages if stage.state != "cached")
     truths = {"token": outcome.ledger["encode"]["ids"], "row": outcome.rows}
-    values = [(what, told[f"{what}s"]["value"], truth) for what, truth in truths.items()]
-    said = [f"{console.counted(round(value), what)} ({_off(value, truth)})" for what, value, truth in values]
-    said += [f"{console.size(told['disk']['value'])} ({_off(told['disk']['value'], stored)})"] if stored else []
+
+    def counted(what: str) -> Callable[[float], str]:
+        return lambda count: console.counted(round(count), what)
+
+    said = [_beside(told[f"{what}s"], truth, counted(what)) for what, truth in truths.items()]
+    said += [_beside(told["disk"], stored, console.size)] if stored else []
     return [f"  plan    had said {', '.join(said)}, {max(told['seconds'], 0.1):.1f} s"]
 
 
-def _off(said: float, truth: float) -> str:
-    return "exact" if round(said) == truth else f"{100 * (said / max(truth, 1) - 1):+.2f} %"
+def _beside(guess: dict[str, float], truth: float, shown: Callable[[float], str]) -> str:
+    """What was said of a count, and how far that is from the truth; nothing of how far where it was a bound."""
+    value = guess["value"]
+    if guess.get("low") == 0 < value:
+        return f"up to {shown(value)}"
+    return f"{shown(value)} ({'exact' if round(value) == truth else f'{100 * (value / max(truth, 1) - 1):+.2f} %'})"
 
 
 def _report(jobs: list[Job]) -> None:

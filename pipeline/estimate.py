@@ -597,7 +597,8 @@ class Look:
         """Say which splits hold no row, or would if there were any, and with which context length they do."""
         w, corpora = self.config.window, [one.counts.documents.value for one in self.inputs if one.counts is not None]
         unit = "window" if w.mode == "sliding" else "row"
-        made = f"{ids:,.0f} tokens make {console.counted(count, unit) if count else f'no {unit}'} of {w.context_length:,}"
+        many = console.counted(count, unit) if count else f"no {unit}"
+        made = f"{console.counted(round(ids), 'token')} make{'s' * (round(ids) == 1)} {many} of {w.context_length:,}"
         taste = np.array([ids * TASTE])
         if empty := {name: stream.rows.count for name, stream in streams.items() if stream.rows.count.value < 1}:
             which = f", none of them in {' and '.join(empty)}" if count else ""
