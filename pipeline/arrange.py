@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import mixture
-from pipeline.arrow import adjoin, numbers, read_batches, to_numpy
+from pipeline.arrow import adjoin, numbers, read_batches, row_offsets, to_numpy
 from pipeline.config import Corpus, Split
 from pipeline.console import counted
 from pipeline.errors import InputError, IntegrityError
@@ -32,13 +32,13 @@ from pipeline.permutation import keys, permute
 from pipeline.selection import REASONS
 from pipeline.stream import Stream
 
-VERSION = 1
+VERSION = 2
 SCHEMA = pa.schema([("source", pa.int32())] + [(name, pa.int64()) for name in ("start", "end", "first", "tokens", "origin")])
 SHARD = 8 << 20  # IDs in one batch of a table, which is what windows take as a shard
 MOST = 1 << 18  # documents in one
+WIDE = 32 << 20  # bytes of metadata in one, but for that of a single document
 
 Documents = dict[str, np.ndarray]  # the columns but `first`, arrays of `[documents]`
-Metadata = dict[str, pa.Array]  # what stands beside each document
 
 
 def identity(split: Split, corpus: Corpus) -> dict[str, Any]:
@@ -62,15 +62,34 @@ def read_documents(paths: Sequence[PathLike[str]], sources: Sequence[int], ids: 
     return {name: np.concatenate([np.empty(0, np.int64), *found]) for name, found in columns.items()}
 
 
-def read_metadata(paths: Sequence[PathLike[str]]) -> Metadata:
-    """The columns of the tables that `encode` wrote which are not ours; null where a part of a mixture has none of it."""
-    batches = list(itertools.chain.from_iterable(map(read_batches, paths)))
-    names = dict.fromkeys(name for batch in batches for name in batch.schema.names if name not in SCHEMA.names)
+class Metadata:
+    """What stands beside each document: the columns of the tables that `encode` wrote which are not ours.
 
-    def column(batch: pa.RecordBatch, name: str) -> pa.Array:
-        return batch[name] if name in batch.schema.names else pa.nulls(len(batch), pa.string())
+    They stay in the files, which are memory-mapped. Null where a part of a mixture has none of a column. `names` are
+    those of the columns, `bytes`, int64 `[documents]`, how many each document has.
+    """
 
-    return {name: pa.concat_arrays([column(batch, name) for batch in batches]) for name in names}
+    def __init__(self, paths: Sequence[PathLike[str]] = ()) -> None:
+        self._batches = [batch for path in paths for batch in read_batches(path)]
+        self._starts = adjoin([len(batch) for batch in self._batches])
+        found = (name for batch in self._batches for name in batch.schema.names if name not in SCHEMA.names)
+        self.names = tuple(dict.fromkeys(found))
+        self.bytes = np.zeros(int(self._starts[-1]), np.int64)
+        for batch, low in zip(self._batches, self._starts.tolist(), strict=False):
+            for name in set(self.names) & set(batch.schema.names):
+                self.bytes[low : low + len(batch)] += np.diff(row_offsets(batch[name]))
+
+    def take(self, name: str, chosen: np.ndarray) -> pa.Array:
+        """A column of these documents, in this order."""
+        owner = np.searchsorted(self._starts, chosen, "right") - 1
+        by_owner = np.argsort(owner, kind="stable")
+        owners, begins = np.unique(owner[by_owner], return_index=True)
+        pieces = []
+        for number, places in zip(owners.tolist(), np.split(chosen[by_owner], begins[1:]), strict=True):
+            batch, rows = self._batches[number], numbers(places - self._starts[number])
+            pieces.append(batch[name].take(rows) if name in batch.schema.names else pa.nulls(len(rows), pa.string()))
+        whole = pa.concat_arrays(pieces)
+        return whole if (by_owner[1:] > by_owner[:-1]).all() else whole.take(numbers(np.argsort(by_owner)))
 
 
 def order(chosen: np.ndarray, split: Split, part: int = 0) -> np.ndarray:
@@ -103,25 +122,25 @@ def mix(
 
 def write(file: Any, documents: Documents, metadata: Metadata, order: np.ndarray) -> None:
     """The table of a stream with these documents in this order."""
-    first, schema = 0, pa.schema([*SCHEMA, *((name, column.type) for name, column in metadata.items())])
+    first, schema = 0, pa.schema([*SCHEMA, *((name, pa.string()) for name in metadata.names)])
     with pa.ipc.new_stream(file, schema) as writer:
-        for low, high in _cuts(documents["tokens"][order]):
+        for low, high in _cuts(documents["tokens"][order], metadata.bytes[order] if metadata.names else np.zeros(len(order))):
             chosen = order[low:high]
             edges = first + adjoin(documents["tokens"][chosen])
             columns = {name: documents[name][chosen] for name in SCHEMA.names if name != "first"} | {"first": edges[:-1]}
             columns["source"] = columns["source"].astype(np.int32)
             ours = [numbers(columns[name]) for name in SCHEMA.names]
-            beside = [column.take(numbers(chosen)) for column in metadata.values()]
+            beside = [metadata.take(name, chosen) for name in metadata.names]
             writer.write_batch(pa.record_batch(ours + beside, schema=schema))
             first = int(edges[-1])
 
 
-def _cuts(tokens: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of documents, each of about SHARD tokens or MOST documents."""
-    edges, low = adjoin(tokens), 0
+def _cuts(tokens: np.ndarray, metadata: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of documents, each of about SHARD tokens, MOST documents, or at most WIDE bytes of metadata."""
+    edges, wide, low = adjoin(tokens), adjoin(metadata), 0
     while low < len(tokens):
-        high = int(np.searchsorted(edges, edges[low] + SHARD, "left"))
-        high = max(low + 1, min(high, low + MOST, len(tokens)))
+        high = min(int(np.searchsorted(edges, edges[low] + SHARD, "left")), low + MOST, len(tokens))
+        high = max(low + 1, min(high, int(np.searchsorted(wide, wide[low] + WIDE, "right")) - 1))
         yield low, high
         low = high
 

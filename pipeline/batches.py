@@ -1,11 +1,12 @@
 """Documents as batches of Arrow rows, the shape in which they go from stage to stage.
 
-    reader ──▶ rows of any number and length ──regular──▶ batches of at most 2 MiB of text
+    reader ──▶ rows of any number and length ──regular──▶ batches of at most 2 MiB of text and metadata
 
 A batch has the columns of `SCHEMA`, and one more of strings for each column in `corpus.metadata`. A document longer
 than a batch spans several rows, each in a batch of its own; `ends` is true on its last row. `source` is the file's
 place in the plan; `start` and `end` are the byte range of the row's text in the file, or of the line, the element or
-the row of a table that it stands in. Batches are cut from the input alone.
+the row of a table that it stands in. Batches are cut from the input alone. The metadata of one row is never cut: a row
+whose metadata is longer has a batch of its own.
 """
 
 import re
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.arrow import numbers, string_bytes, strings
 
-BLOCK = 2 << 20  # bytes of source read at a time, and most bytes of text in a batch
+BLOCK = 2 << 20  # bytes of source read at a time, and most bytes of text and metadata in a batch
 ORIGIN = {"source": pa.int32(), "start": pa.int64(), "end": pa.int64(), "ends": pa.bool_()}  # of rows, up to `encode`
 SCHEMA = pa.schema({"text": pa.string()} | ORIGIN)
 WHITE = np.isin(np.arange(256), list(b" \t\n\r\v\f"))  # in a document
@@ -93,7 +94,7 @@ def word_border(data: Any, position: int) -> int:
 
 
 def regular(batches: Batches) -> Batches:
-    """The same rows in batches of at most BLOCK bytes; a longer document becomes rows of its own.
+    """The same rows in batches of at most BLOCK bytes, metadata included; a longer document becomes rows of its own.
 
     Most batches of a reader pass as they are; small ones are joined, large ones cut between rows.
     """
@@ -114,7 +115,8 @@ def regular(batches: Batches) -> Batches:
             yield from _split(batch)
             inside = not ends
             continue
-        offsets = string_bytes(batch["text"])[1]
+        texts = [string_bytes(batch[name])[1] for name in batch.schema.names if name not in ORIGIN]
+        offsets = sum(texts[1:], start=texts[0])
         row = 0
         while row < len(batch):
             stop = max(row + 1, int(np.searchsorted(offsets, offsets[row] + BLOCK, "right")) - 1)

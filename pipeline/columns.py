@@ -5,12 +5,13 @@
     corpus.metadata: [url, lang]                beside each document in documents.arrow, as strings
 
 A dot leads into a nested record, unless a column has that very name. Text must be a string: a number, a null or nothing
-at all is a bad row, and is never made into words. Metadata may be anything: what is no string is written as JSON, and
-what is missing is null.
+at all is a bad row, and is never made into words. Metadata may be anything: what is no string is written as JSON, bytes
+as the text that they are where they are UTF-8 and in hexadecimal where not, and what is missing is null.
 """
 
 import json
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from pipeline.errors import ConfigError, InputError
 
 Pairs = tuple[tuple[str, Any], ...]  # a JSON object, in which a key may be given twice
 KINDS = (pa.string(), pa.large_string(), pa.string_view())
+BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 MISSING = object()
 Key = TypeVar("Key")
 
@@ -93,7 +95,12 @@ def columns(corpus: Corpus) -> Columns:
 def text_leaves(metadata: Any, corpus: Corpus) -> list[int]:
     """The numbers of the leaf columns of a Parquet file, by its metadata, that make the text."""
     names, text = (metadata.schema.column(i).path for i in range(metadata.num_columns)), columns(corpus).text
-    return [i for i, name in enumerate(names) if name in text or name.startswith(tuple(f"{one}." for one in text))]
+    return [i for i, name in enumerate(names) if lies_in(name, text)]
+
+
+def lies_in(leaf: str, names: Sequence[str]) -> bool:
+    """Is a leaf column of a Parquet file one of these, or part of one?"""
+    return leaf in names or leaf.startswith(tuple(f"{name}." for name in names))
 
 
 def missing(name: str, found: list[str], likely: list[str], corpus: Corpus) -> ConfigError:
@@ -214,12 +221,26 @@ def metadata_array(column: pa.Array) -> pa.StringArray:
     kind = column.type
     if is_text(kind):
         return column.cast(pa.string())
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(column.indices, metadata_array(column.dictionary)).cast(pa.string())
+    if pa.types.is_nested(kind):
         return joined_or_null([*map(_as_json, column)])
     try:
-        return column.cast(pa.string())
+        if not any(is_kind(kind) for is_kind in BYTES):
+            return column.cast(pa.string())
     except pa.ArrowException:
-        return joined_or_null([None if one is None else str(one).encode() for one in column.to_pylist()])
+        pass
+    return joined_or_null([None if one is None else _words(one).encode() for one in column.to_pylist()])
+
+
+def _words(value: Any) -> str:
+    """A value that is neither text nor nested, for a person."""
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
 
 
 def _as_json(value: pa.Scalar) -> bytes | None:
@@ -228,7 +249,7 @@ def _as_json(value: pa.Scalar) -> bytes | None:
         plain = value.as_py()
     except UnicodeDecodeError as error:
         return bytes(error.object)
-    return None if plain is None else json.dumps(plain, ensure_ascii=False, default=str).encode()
+    return None if plain is None else json.dumps(plain, ensure_ascii=False, default=_words).encode()
 
 
 def take(columns: dict[Key, pa.Array], places: np.ndarray) -> dict[Key, pa.Array]:

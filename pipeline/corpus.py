@@ -39,7 +39,7 @@ from pipeline.rejects import Rejects
 
 log = logging.getLogger(__name__)
 
-VERSION = 7
+VERSION = 8
 READERS = {
     "text": plain_text.read,
     "jsonl": json_records.read_lines,

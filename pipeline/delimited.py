@@ -146,7 +146,7 @@ def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> 
         edges.append((start, start + len(raw.rstrip(b"\r\n"))))
         for name, rows in zip(wanted.metadata, carried, strict=True):
             rows.append(values[name])
-        held += len(texts[-1])
+        held += len(texts[-1]) + sum(len(values[name]) for name in wanted.metadata)
         if held >= batches.BLOCK or len(texts) >= MANY:
             yield from flush()
     if texts:

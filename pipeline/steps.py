@@ -223,15 +223,25 @@ def _write_documents(file: Any, stream: Stream, load: Entry, metadata: list[str]
             documents, lengths = stream.documents(shard), stream.document_lengths(shard)
             first = numbers(start + np.cumsum(lengths) - lengths)
             columns = [documents["source"], documents["start"], documents["end"], first, documents["tokens"]]
-            writer.write_batch(pa.record_batch(columns + _carried(load, shard, metadata), schema=schema))
+            low = 0
+            for beside in _carried(load, shard, metadata) if metadata else ():
+                here = [column.slice(low, len(beside)) for column in columns]
+                writer.write_batch(pa.record_batch([*here, *beside.columns], schema=schema))
+                low += len(beside)
+            if not metadata:
+                writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def _carried(load: Entry, shard: int, metadata: list[str]) -> list[pa.Array]:
-    """The columns of metadata of a shard's documents: those of the last row of each."""
-    if not metadata:
-        return []
-    batches = [batch.take(numbers(np.flatnonzero(flags(batch["ends"])))) for batch in read_batches(load.file(file_name(shard)))]
-    return [pa.concat_arrays([batch[name] for batch in batches] or [pa.nulls(0, pa.string())]) for name in metadata]
+def _carried(load: Entry, shard: int, metadata: list[str]) -> Iterator[pa.RecordBatch]:
+    """The metadata of a shard's documents, that of the last row of each, in batches of about WIDE bytes."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in read_batches(load.file(file_name(shard))):
+        waiting.append(batch.select(metadata).take(numbers(np.flatnonzero(flags(batch["ends"])))))
+        if sum(one.nbytes for one in waiting) >= arrange.WIDE:
+            yield pa.concat_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def _prove(ready: Ready, planned: plan.Plan, settings: configs.Corpus) -> tokenizer.Proof:
@@ -298,7 +308,7 @@ def make_streams(
                 counted = [len(own.planned.sources) for own in inputs]
                 ids_of = [made["ledger"]["encode"].get("ids", 0) for _, made in encoded]  # a part may be empty
                 documents = arrange.read_documents(tables, counted, ids_of)
-                metadata = arrange.read_metadata(tables)
+                metadata = arrange.Metadata(tables)
                 verdicts = np.concatenate(chosen.verdicts()) if chosen else np.zeros(len(documents["source"]), np.int8)
                 files: Json = {}
                 train, facts = np.flatnonzero(verdicts == 0), {}

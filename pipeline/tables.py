@@ -6,7 +6,7 @@ is held; it is checked to the last offset before a value of it is touched, since
 
 A dictionary makes of one long value as many as there are rows. So of Parquet no more rows are decoded at once than would
 take WIDE bytes if each were all of the dictionary; where that is a few short ones, it is read with its dictionaries as
-they are, as Arrow files are, and no more rows of those become strings at once than hold PIECE bytes:
+they are, as Arrow files are, and no more rows of those become strings at once than hold PIECE bytes, metadata included:
 
     dictionary  "a …"  "b …"          rows, by size     ─┬─▶ strings of at most PIECE bytes
     indices     0 0 1 0 …                               └─▶ …
@@ -24,7 +24,7 @@ import pyarrow as pa
 from pipeline import batches
 from pipeline.arrow import adjoin, string_bytes, strings, text_bytes, to_numpy
 from pipeline.batches import Batches, make_batch
-from pipeline.columns import columns, metadata_array, null_rows, require_columns, take, take_column
+from pipeline.columns import KINDS, columns, lies_in, metadata_array, null_rows, require_columns, take, take_column
 from pipeline.compression import require_growth
 from pipeline.config import Corpus
 from pipeline.content import Content, Counts
@@ -35,7 +35,7 @@ from pipeline.rejects import BadRow, Rejects
 
 ROWS = 1 << 16  # at most, in one go
 LEAST = 1 << 16  # bytes that a batch of Parquet should have to be worth its while
-PIECE = 16 << 20  # bytes of text that become strings at once, but for a longer row
+PIECE = 16 << 20  # bytes of text and metadata that become strings at once, but for a longer row
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)  # the last of a time in metadata that Python has not
 WIDE = 1 << 28  # bytes that a batch of Parquet may take where every row is as long as all of its dictionary
 
@@ -53,6 +53,9 @@ def read_parquet(content: Content, corpus: Corpus, counts: Counts, rejects: Reje
     start, end, size = (part.start, part.end, part.bytes) if content.plain and not part.member else (0, int(edges[-1]), 0)
     size = size or sum(group.total_byte_size for group in groups)
     first, last = int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, end, "left"))
+    names = [".".join(ways[name]) for name in columns(corpus).metadata]
+    beside = sum(_column_bytes(group, names) for group in groups[first:last])
+    size += beside * (end - start) // max(int(edges[last] - edges[first]), 1)
     rows = max(1, min(ROWS, batches.BLOCK * 3 // 4 * (end - start) // max(size, 1)))  # most fit a batch
     row = int(edges[first])
     names = [".".join(way) for way in ways.values()]
@@ -91,6 +94,12 @@ def _joined(found: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(waiting)
 
 
+def _column_bytes(group: Any, names: list[str]) -> int:
+    """Bytes that these columns of a row group take, decompressed."""
+    own = [column for column in map(group.column, range(group.num_columns)) if lies_in(column.path_in_schema, names)]
+    return sum(column.total_uncompressed_size for column in own)
+
+
 def _dictionary_bytes(file: Any, group: Any, names: list[str]) -> int:
     """Bytes of the largest dictionary that these columns of a row group have.
 
@@ -99,8 +108,7 @@ def _dictionary_bytes(file: Any, group: Any, names: list[str]) -> int:
     """
     largest = 0
     for column in map(group.column, range(group.num_columns)):
-        path = column.path_in_schema
-        if not column.has_dictionary_page or not any(path == name or path.startswith(f"{name}.") for name in names):
+        if not column.has_dictionary_page or not lies_in(column.path_in_schema, names):
             continue
         file.seek(column.dictionary_page_offset or 0)
         head, at, value = file.read(32), 0, 0
@@ -162,9 +170,10 @@ def _pieces(
     rejects: Rejects,
 ) -> Batches:  # fmt: skip
     """The documents of a batch whose first row is `row`, a few rows at a time; a row that is too long to be held is bad."""
-    found = {name: take_column(batch, way) for name, way in ways.items()}
-    sizes = sum((_sizes(found[name]) for name in columns(corpus).text), start=np.zeros(len(batch), np.int64))
-    edges, long = adjoin(sizes), np.append(np.flatnonzero(sizes > corpus.max_document_bytes), len(batch))
+    wanted = columns(corpus)
+    found, none = {name: take_column(batch, way) for name, way in ways.items()}, np.zeros(len(batch), np.int64)
+    sizes, beside = (sum((_sizes(found[name]) for name in names), none) for names in (wanted.text, wanted.metadata))
+    edges, long = adjoin(sizes + beside), np.append(np.flatnonzero(sizes > corpus.max_document_bytes), len(batch))
     low = 0
     while low < len(batch):
         high = max(low + 1, int(np.searchsorted(edges, edges[low] + PIECE, "right")) - 1)
@@ -180,7 +189,7 @@ def _pieces(
 
 
 def _sizes(column: pa.Array) -> np.ndarray:
-    """Bytes of each value of a column of strings, int64 `[rows]`; a null has none."""
+    """Bytes of each value of a column, int64 `[rows]`; a null has none. Of what is no string, about as many."""
     sizes = _lengths(column)
     sizes[null_rows(column)] = 0
     return sizes
@@ -194,17 +203,19 @@ def _lengths(column: pa.Array) -> np.ndarray:
         indices = column.indices.fill_null(0) if column.null_count else column.indices
         sizes: np.ndarray = _lengths(column.dictionary)[to_numpy(indices)]
         return sizes
-    if column.type == pa.string_view():  # 16 bytes each, the first four of which are its length
+    if column.type in (pa.string_view(), pa.binary_view()):  # 16 bytes each, the first four of which are its length
         views = np.frombuffer(column.buffers()[1] or b"", np.int32).reshape(-1, 4)
         return views[column.offset : column.offset + len(column), 0].astype(np.int64)
-    return np.diff(_edges(column))
+    if column.type in (*KINDS, pa.binary(), pa.large_binary()):
+        return np.diff(_edges(column))
+    return np.full(len(column), -(-column.nbytes // max(len(column), 1)), np.int64)
 
 
 def _edges(column: pa.Array) -> np.ndarray:
     """Where the values of a column of plain strings begin in its buffer, and the last one ends: int64."""
     if not len(column):
         return np.zeros(1, np.int64)
-    width = np.int32 if column.type == pa.string() else np.int64
+    width = np.int32 if column.type in (pa.string(), pa.binary()) else np.int64
     return np.frombuffer(column.buffers()[1], width)[column.offset : column.offset + len(column) + 1].astype(np.int64)
 
 

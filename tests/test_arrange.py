@@ -209,6 +209,28 @@ def test_too_much_overlap_is_refused_and_computed_once(texts: Path) -> None:
     assert ran(*options, "window.context_length=2").rows
 
 
+def test_metadata_goes_with_each_document_a_few_rows_at_a_time(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.batches.BLOCK", 1000)
+    monkeypatch.setattr(arrange, "WIDE", 1500)
+    notes = {text: f"{place} " * (place % 60) for place, text in enumerate(dict.fromkeys(TEXTS))}
+    rows = "".join(json.dumps({"text": text, "note": note}) + "\n" for text, note in notes.items())
+    (at / "a.jsonl").write_text(rows)
+
+    def listed(folder: Path) -> list[tuple[bytes, str]]:
+        with pa.memory_map(str(folder / "documents.arrow")) as file, pa.ipc.open_stream(file) as reader:
+            batches = [batch for batch in reader if len(batch)]
+        sizes = [sum(map(len, batch["note"].to_pylist())) for batch in batches]
+        assert all(size <= 2500 or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True)) and len(batches) > 3
+        lines = [(rows.encode()[low:high], note) for b in batches for low, high, note in zip(*(b[n].to_pylist() for n in ("start", "end", "note")), strict=True)]  # fmt: skip
+        assert all(json.loads(line)["note"] == note for line, note in lines)
+        return lines
+
+    plain = listed(ran("corpus.metadata=[note]", "name=plain").folder)
+    assert len(plain) == len(notes)
+    folder = ran("corpus.metadata=[note]", "split.validation=0.3", "split.shuffle=documents").folder
+    assert sorted(listed(folder / "train") + listed(folder / "validation")) == sorted(plain)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_an_arrangement_reads_as_the_list_of_its_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     bodies = [[1, 2], [], [3], [4, 5, 6], [], [7], [8, 9]]
@@ -221,7 +243,7 @@ def test_an_arrangement_reads_as_the_list_of_its_documents(tmp_path: Path, monke
     for number, order in enumerate([[0, 1, 2, 3, 4, 5, 6], [6, 0, 4, 3], [2], [3, 3, 1, 0, 0], [1, 4]]):
         path = tmp_path / f"order{number}"
         with open(path, "wb") as file:
-            arrange.write(file, table, {}, np.array(order))
+            arrange.write(file, table, arrange.Metadata(), np.array(order))
         found = pickle.loads(pickle.dumps(arrange.Arrangement(base, path)))
         whole = [i for document in order for i in bodies[document]]
         assert len(found) == len(whole) == sum(found.counts)

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from formats import COMPRESSIONS, tarred, zipped
 
-from pipeline import cli, corpus, places, plan
+from pipeline import batches, cli, corpus, places, plan
+from pipeline.arrow import text_bytes
 from pipeline.cache import Cache
 from pipeline.config import Corpus
 from pipeline.errors import InputError
@@ -433,6 +434,36 @@ def test_columns_are_taken_in_pieces_whatever_holds_them(
     settings.on_bad_row = "error"
     with pytest.raises(InputError, match=r"row 7 is longer than corpus\.max_document_bytes=100|row 50: column 'text' is null"):
         loaded(settings, Counter())
+
+
+@pytest.mark.row("B29")
+@pytest.mark.parametrize("form", ["parquet", "arrow", "csv"])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.dictionary(pa.int32(), pa.string()), pa.binary(), pa.list_(pa.string())], ids=str
+)
+def test_metadata_is_held_a_batch_at_a_time_as_text_is(
+    kind: pa.DataType, form: str, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.batches.BLOCK", 2000)
+    monkeypatch.setattr("pipeline.tables.PIECE", 4000)
+    notes = ["m" * (300 if n != 50 else 5000) for n in range(100)]
+    values = pa.array([[note] for note in notes] if pa.types.is_list(kind) else notes)
+    column = values.dictionary_encode() if pa.types.is_dictionary(kind) else values.cast(kind)
+    if form == "csv":
+        (at / "x").write_text("text,note\n" + "".join(f"doc {n},{note}\n" for n, note in enumerate(notes)))
+    else:
+        written(pa.table({"text": [f"doc {n}" for n in range(100)], "note": column}), form, at / "x")
+    read, given = [], []
+    monkeypatch.setattr(corpus, "regular", lambda found: batches.regular(read.append(batch) or batch for batch in found))
+    settings = Corpus(format=form, paths=["x"], metadata=["note"])
+    for shard in plan.make(settings, Cache.open(Path("cache")), False, 1).shards:
+        given += corpus.load(shard, settings, Counter())
+    for held, most in ((read, 9500), (given, 2000)):
+        sizes = [sum(text_bytes(batch[name]) for name in ("text", "note")) for batch in held]
+        assert all(size <= most or len(batch) == 1 for size, batch in zip(sizes, held, strict=True))
+    plain = [note if form == "csv" or not pa.types.is_list(kind) else json.dumps([note]) for note in notes]
+    assert [note for batch in given for note in batch["note"].to_pylist()] == plain
+    assert max(map(len, given)) > 4
 
 
 @pytest.mark.row("B10", "B17")

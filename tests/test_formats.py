@@ -268,6 +268,24 @@ def test_metadata_that_cannot_be_decoded_is_a_bad_row_as_text_is(
     assert counts["replaced_documents"] == 1
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.binary(), pa.large_binary(), pa.binary(4), pa.binary_view(), pa.dictionary(pa.int8(), pa.binary()), pa.list_(pa.binary())],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_bytes_in_metadata_are_the_text_that_they_are_or_hexadecimal(form: str, kind: pa.DataType, tmp_path: Path) -> None:
+    values, expected = [b"fog!", "né!".encode(), b"\xff\0\1\2", None], ["fog!", "né!", "ff000102", None]
+    nested = pa.types.is_list(kind)
+    column = pa.array([[value] for value in values] if nested else values, None if pa.types.is_dictionary(kind) else kind)
+    table = pa.table({"text": ["a"] * 4, "m": column.dictionary_encode() if pa.types.is_dictionary(kind) else column})
+    path = tmp_path / "in"
+    with pq.ParquetWriter(path, table.schema) if form == "parquet" else pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    found = [m for _, m in carried(Corpus(format=form, paths=[str(path)], metadata=["m"]), tmp_path)]
+    assert found == ([json.dumps([value], ensure_ascii=False) for value in expected] if nested else expected)
+
+
 def test_metadata_that_python_cannot_hold_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     far = pa.StructArray.from_arrays([pa.array([1 << 61], pa.timestamp("ms"))], ["t"])
     pq.write_table(pa.table({"text": ["one"], "m": far}), tmp_path / "in")
