@@ -3,6 +3,7 @@
 load ▶ fingerprint ─▶ selection ─▶ listing      where splits or duplicates ask for it
 """
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ import numpy as np
 
 from pipeline import config as configs
 from pipeline import corpus, fingerprint, keys, plan, selection, split
-from pipeline.arrow import adjoin, read_batches
+from pipeline.arrow import adjoin, call, read_batches
 from pipeline.cache import Entry
 from pipeline.errors import InputError
 from pipeline.files import Json
 from pipeline.inputs import Input, together
-from pipeline.phase import Line, Made, Step, file_name
+from pipeline.phase import Line, Made, Step, is_shard
 
 VERDICTS, COPIES, LIST = "verdicts.arrow", "copies.arrow", "duplicates.jsonl"
 
@@ -49,6 +50,8 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
     else:
         work = partial(_fingerprint, settings=config.selection, near=near, splits=config.split)
         made = [own.fulfil(Step(found, work)) for own, found in zip(inputs, prints, strict=True)]
+        if config.split.by == "column":  # what stands in it is in no fingerprint
+            _require_values([(own, own.fulfil()) for own in inputs], config.split)
         ledger = together(inputs, [one["ledger"] for one in made])
         corpus.require_documents(Counter(ledger["load"]), planned)
         with line.lock(entry):
@@ -59,8 +62,6 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
                     (found.file(name), n) for found, one, n in zip(prints, made, before, strict=False) for name in one["files"]
                 ]
                 documents = selection.read([path for path, _ in paths], [n for _, n in paths])
-                if documents.splits is not None and len(np.unique(documents.splits)) < len(split.names(config.split)):
-                    split.require_matches(_values(inputs, str(config.split.column)), config.split)
                 manifest = _decide(entry, config, planned, documents, files, ledger)
                 line.tell(entry, manifest, time.perf_counter() - started)
     manifest = {**manifest, "overlap": selection.named(manifest["overlap"], sources)}
@@ -119,10 +120,15 @@ def _fingerprint(
     return schema, fingerprint.fingerprint(source, settings, near, splits, counts)
 
 
-def _values(inputs: Sequence[Input], column: str) -> list[str | None]:
-    """What stands in a column of metadata, each once."""
-    files = (own.load.entry.file(file_name(shard.index)) for own in inputs for shard in own.planned.shards)
-    return list(dict.fromkeys(value for path in files for batch in read_batches(path) for value in batch[column].to_pylist()))
+def _require_values(loaded: Sequence[tuple[Input, Json]], splits: configs.Split) -> None:
+    """Raise what `split.require_matches` raises of the values that stand in the column, of which it keeps no more than some."""
+    wanted, found = {*splits.validation_values, *splits.test_values}, dict[str | None, None]()
+    paths = (own.load.entry.file(name) for own, made in loaded for name in made["files"] if is_shard(name))
+    for batch in itertools.chain.from_iterable(map(read_batches, paths)):
+        for value in call("unique", batch[str(splits.column)]).to_pylist():
+            if (value or "") in wanted or len(found) <= len(wanted) + split.MANY:
+                found[value] = None
+    split.require_matches(list(found), splits)
 
 
 def _decide(

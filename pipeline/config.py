@@ -129,12 +129,24 @@ class Split:
     column: str | None = None  # by=column: one of corpus.metadata
     validation_files: list[str] = field(default_factory=list)  # by=files: patterns
     test_files: list[str] = field(default_factory=list)
-    validation_values: list[str] = field(default_factory=list)  # by=column: what stands in it
-    test_values: list[str] = field(default_factory=list)
+    validation_values: list[Any] = field(default_factory=list)  # by=column: what stands in it, null for what is missing
+    test_values: list[Any] = field(default_factory=list)
     seed: int = 0  # of the shares and of the shuffle
     shuffle: str = "none"  # none | documents | windows
     overlap: str = "near"  # copies across splits are counted: near | exact | none
     max_overlap: float | None = None  # fail where a greater share of a held-out split are copies; null: never
+
+    def __post_init__(self) -> None:
+        self.validation_values, self.test_values = map(_as_metadata, (self.validation_values, self.test_values))
+
+
+def _as_metadata(values: list[Any]) -> list[str]:
+    """What YAML takes for numbers, true, false and null as the words that metadata has for them.
+
+    >>> _as_metadata(["True", True, None, 3])
+    ['True', 'true', '', '3']
+    """
+    return [str(value).lower() if isinstance(value, bool) else "" if value is None else str(value) for value in values]
 
 
 @dataclass

@@ -12,6 +12,7 @@ A corpus of one document is cut instead, at paragraph borders, with a gap betwee
     train ───────────────────────── │ gap │ validation │ gap │ test
 """
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ BORDER = re.compile(rb"\n[ \t\r]*\n[ \t\r\n]*")  # between paragraphs
 READ = 1 << 16  # bytes looked at in one go
 NAMES = ("train", "validation", "test")
 SHOWN = 8  # files or values that an error names
+MANY = 1000  # among which it looks for those that may have been meant
 
 
 def names(split: Split) -> tuple[str, ...]:
@@ -89,11 +91,15 @@ def assign_files(paths: Sequence[str], split: Split) -> np.ndarray:
 
     def of(path: str) -> int:
         for name, patterns in _wanted(split).items():
-            if any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}") for pattern in patterns):
+            if any(_fits(path, pattern) for pattern in patterns):
                 return present.index(name)
         return present.index("train")
 
     return np.array([of(path) for path in paths], np.int8)
+
+
+def _fits(path: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
 
 
 def assign_values(values: Sequence[str | None], split: Split) -> np.ndarray:
@@ -103,11 +109,19 @@ def assign_values(values: Sequence[str | None], split: Split) -> np.ndarray:
 
 
 def require_matches(found: Sequence[str | None], split: Split) -> None:
-    """Raise InputError where a split by files or by column takes none of the paths or values that were `found`."""
-    form = "files" if split.by == "files" else "values"
-    owners = assign_files([str(one) for one in found], split) if split.by == "files" else assign_values(found, split)
-    things = "the files" if split.by == "files" else f"the values of column {split.column!r}"
+    """Raise InputError where a pattern or a value of a split by files or by column is that of none of the paths or values
+    that were `found`, so that what it names would be trained on; or where one of the splits takes nothing.
+    """
+    by_files = split.by == "files"
+    form, things = ("files", "the files") if by_files else ("values", f"the values of column {split.column!r}")
+    texts = [one or "" for one in found]
     shown = ", ".join(map(repr, found[:SHOWN])) + (", …" if len(found) > SHOWN else "")
+    for name, wanted in _wanted(split).items():
+        if idle := [one for one in wanted if not (any(_fits(text, one) for text in texts) if by_files else one in texts)]:
+            near = dict.fromkeys(text for one in idle for text in difflib.get_close_matches(one, texts[:MANY], 1))
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+            raise InputError(f"split {name}: split.{name}_{form}={idle} matches none of {things}: {shown}.{hint}")
+    owners = assign_files(texts, split) if by_files else assign_values(texts, split)
     for number, name in enumerate(names(split)):
         if number in owners:
             continue
@@ -115,7 +129,7 @@ def require_matches(found: Sequence[str | None], split: Split) -> None:
             raise InputError(
                 f"split train: all of {things} are held out: {shown}. Name fewer of them in split.validation_{form}=."
             )
-        raise InputError(f"split {name}: split.{name}_{form}={_wanted(split)[name]} matches none of {things}: {shown}.")
+        raise InputError(f"split {name}: another split takes all that split.{name}_{form}={_wanted(split)[name]} matches.")
 
 
 def _wanted(split: Split) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +221,7 @@ def test_metadata_goes_with_each_document_a_few_rows_at_a_time(at: Path, monkeyp
         with pa.memory_map(str(folder / "documents.arrow")) as file, pa.ipc.open_stream(file) as reader:
             batches = [batch for batch in reader if len(batch)]
         sizes = [sum(map(len, batch["note"].to_pylist())) for batch in batches]
-        assert all(size <= 2500 or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True)) and len(batches) > 3
+        assert all(size <= 2500 or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True)) and len(batches) > 2
         lines = [(rows.encode()[low:high], note) for b in batches for low, high, note in zip(*(b[n].to_pylist() for n in ("start", "end", "note")), strict=True)]  # fmt: skip
         assert all(json.loads(line)["note"] == note for line, note in lines)
         return lines
@@ -297,6 +298,9 @@ def test_a_column_says_the_split_and_goes_with_each_document(at: Path) -> None:
     )
     with pytest.raises(InputError, match=said):
         ran(*held[:3], "split.test_values=[tset]", "corpus.metadata=[part]")
+    said = r"split\.validation_values=\['valdation', 'tset'\] matches none of .* 'test', None, 'other'\. Did you mean 'test'\?"
+    with pytest.raises(InputError, match=said):  # what it was to hold out would be trained on
+        ran(*held[:2], "split.validation_values=[dev,valdation,tset]", "corpus.metadata=[part]")
     with pytest.raises(InputError, match=r"split train: all of the values of column 'id' are held out: 'n0', 'n1'"):
         ran(
             "split.by=column",
@@ -306,9 +310,39 @@ def test_a_column_says_the_split_and_goes_with_each_document(at: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(("value", "held"), [("true", {"n1"}), ("null", {"n2"}), ("3.0", {"n3"}), ("[true,7]", {"n1", "n4"})])
+def test_what_yaml_takes_for_no_text_is_held_out_as_metadata_writes_it(value: str, held: set[str], at: Path) -> None:
+    rows = [{"text": "the fog was late", "part": part, "id": f"n{i}"} for i, part in enumerate([False, True, None, 3.0, 7])]
+    (at / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    value = value if value.startswith("[") else f"[{value}]"
+    by = ["split.by=column", "split.column=part", f"split.validation_values={value}", "corpus.metadata=[part,id]"]
+    folder = ran(*by, "window.context_length=2").folder
+    with pa.memory_map(str(folder / "validation" / "documents.arrow")) as file, pa.ipc.open_stream(file) as reader:
+        assert set(reader.read_all()["id"].to_pylist()) == held
+
+
+def test_values_are_looked_for_in_what_load_gives_where_only_fingerprints_are_left(at: Path) -> None:
+    rows = [{"text": f"the fog {i} was late", "part": ("train", "dev")[i % 2]} for i in range(6)]
+    (at / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    by = ["split.by=column", "split.column=part", "corpus.metadata=[part]", "split.validation_values=[dev]"]
+    first = ran(*by, "selection.duplicates=exact")
+    for folder in at.glob("data/cache/load/*"):
+        shutil.rmtree(folder)
+    again = ran(*by)
+    states = {report.stage: report.state for report in again.stages}
+    assert states["fingerprint"] == "cached" and list(at.glob("data/cache/load/*/*.arrow"))
+    assert digests(again.folder / "validation") == digests(first.folder / "validation")
+
+
 def test_a_pattern_that_matches_no_file_is_said_before_anything_is_tokenized(texts: Path) -> None:
     said = r"split validation: split\.validation_files=\['b\*'\] matches none of the files: 'a\.jsonl'\."
     with pytest.raises(InputError, match=said):
         ran("split.by=files", "split.validation_files=[b*]")
     with pytest.raises(InputError, match=r"split train: all of the files are held out: 'a\.jsonl'\. Name fewer of them"):
         ran("split.by=files", "split.validation_files=[a*]")
+    (texts / "c.jsonl").write_text('{"text": "the fog"}\n')
+    both = ["corpus.paths=[a.jsonl,c.jsonl]", "split.by=files"]
+    with pytest.raises(InputError, match=r"_files=\['cc.jsonl'\] matches none of .*'c\.jsonl'\. Did you mean 'c\.jsonl'\?"):
+        ran(*both, "split.validation_files=[c.jsonl,cc.jsonl]")
+    with pytest.raises(InputError, match=r"split test: another split takes all that split\.test_files=\['c\*'\] matches"):
+        ran(*both, "split.validation_files=[c.jsonl]", "split.test_files=[c*]")
