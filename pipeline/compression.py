@@ -10,7 +10,8 @@ larger than that. Without it, a file that becomes larger than 32 MiB must not be
 size; text compresses ten times at most. A zstd frame that needs a window of more than 128 MiB, or xz with a
 dictionary beyond 256 MiB, is refused before the memory is taken.
 
-bzip2, zstd and lz4 are pyarrow's, gzip and xz are Python's, which tells where a member ends: zeros may follow as padding.
+bzip2, zstd, lz4 and brotli are pyarrow's, gzip, deflate and xz are Python's, which tells where a member ends: zeros may
+follow as padding. Brotli and deflate have no first bytes of their own: the answers in a WARC say where they are used.
 """
 
 import io
@@ -34,6 +35,7 @@ SKIPPABLE = b"\x2a\x4d\x18"  # behind one of 16 bytes: a frame of zstd or lz4 th
 READ = 1 << 16  # bytes of the file at a time
 RATIO, SMALL = 200, 32 << 20  # times; bytes up to which nothing is called a bomb
 XZ_MEMORY = 256 << 20
+WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "zlib": zlib.MAX_WBITS, "deflate": -zlib.MAX_WBITS}  # what zlib takes for each
 
 
 class Stream(Protocol):
@@ -89,6 +91,10 @@ def archive(head: bytes) -> str | None:
     return "tar" if head[257:262] == b"ustar" else None
 
 
+class DamagedData(InputError):
+    """Compressed data that cannot be undone."""
+
+
 class Decompressed:
     """What a compressed file stands for, from front to back. Raises InputError naming `name`."""
 
@@ -99,8 +105,8 @@ class Decompressed:
         self._stream = self._open()
 
     def _open(self) -> Any:
-        if self._kind == "gzip":
-            return _Members(self._raw, _Gzip, 1)
+        if self._kind in WINDOW:
+            return _Members(self._raw, lambda: _Zlib(WINDOW[self._kind]), 1)
         if self._kind == "xz":
             return _Members(self._raw, _xz, 4)
         import pyarrow as pa
@@ -123,16 +129,16 @@ class Decompressed:
                 raise
             said = " ".join(str(error).split())
             if "Truncated" in said:
-                raise InputError(
+                raise DamagedData(
                     f"{self._name!r} is truncated: its {self._kind} data ends in the middle, after {self._raw.position} bytes "
                     f"that make {self.position}. Get the whole file."
                 ) from error
             if "too much memory" in said or "Memory usage limit" in said:
-                raise InputError(
+                raise DamagedData(
                     f"{self._name!r} takes more memory to decompress than is allowed, a window of 128 MiB in zstd or of "
                     "256 MiB in xz: compress it anew with a smaller one (zstd without --long)."
                 ) from error
-            raise InputError(
+            raise DamagedData(
                 f"{self._name!r} is damaged, or something else follows its {self._kind} data, at byte "
                 f"{self._raw.position} or before: {said}."
             ) from error
@@ -201,11 +207,11 @@ class _Members:
                 return data
 
 
-class _Gzip:
-    """A member of a gzip file, as lzma gives a stream."""
+class _Zlib:
+    """A member of a gzip file, or other deflated data, as lzma gives a stream."""
 
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(16 + zlib.MAX_WBITS)  # with the header and the checksum of gzip
+    def __init__(self, window: int) -> None:
+        self._inner = zlib.decompressobj(window)
 
     @property
     def eof(self) -> bool:

@@ -4,13 +4,14 @@
 
 Taken are `conversion` and `resource` records whose Content-Type is text, and `response` records whose HTTP answer is 200
 and plain text; HTML is no text until somebody has made it to, so it is passed over. What is passed over is counted, HTML
-(`html_records`) apart from requests, images and the like (`other_records`). `start`
-and `end` of a document are those of its record's payload as it lies there; `corpus.metadata` names headers of the record,
-as `WARC-Target-URI`, which are UTF-8 (or encoded words, RFC 2047). A payload in another charset than UTF-8 that its
-Content-Type names becomes UTF-8.
+(`html_records`) apart from requests, images and the like, and from answers that were sent in chunks or compressed in a way
+that cannot be undone (`other_records`). `start` and `end` of a document are those of its record's payload as it lies there;
+`corpus.metadata` names headers of the record, as `WARC-Target-URI`, which are UTF-8 (or encoded words, RFC 2047). A payload
+in another charset than UTF-8 that its Content-Type names becomes UTF-8.
 """
 
 import codecs
+import contextlib
 import io
 from collections.abc import Callable, Sequence
 from email.message import Message
@@ -32,6 +33,12 @@ from pipeline.rejects import BadRow, Rejects
 HEAD = 1 << 20  # bytes of a record's headers, at most
 TYPES = ("conversion", "resource")
 HTML = ("text/html", "application/xhtml+xml")
+CODINGS = {  # of an answer (RFC 9110, 8.4.1): of what kinds it may be; none where the first bytes tell, if anything was done
+    "deflate": ("zlib", "deflate"),  # many servers leave the first of the two out
+    "br": ("brotli",),
+    **dict.fromkeys(("", "identity", "gzip", "x-gzip", "zstd"), ()),
+}
+MOST = 8  # codings of an answer
 
 
 def read(content: Content, corpus: Corpus, counts: Counts, rejects: Rejects) -> Batches:
@@ -193,26 +200,41 @@ def _answer(payload: bytes, name: str, corpus: Corpus, counts: Counts) -> tuple[
     media, charset = _media(_header(headers, "Content-Type"))
     found = None
     if status.startswith(b"HTTP/") and status.split(b" ")[1:2] == [b"200"] and media == "text/plain":
-        found = _body(body, (_header(headers, "Transfer-Encoding") or "").strip().lower(), name, corpus)
+        sent = (_header(headers, field) or "" for field in ("Content-Encoding", "Transfer-Encoding"))
+        found = _body(body, [coding.strip().lower() for coding in ",".join(sent).split(",")], name, corpus)
     if found is None:
         _pass_over(media, counts)
         return None
     return found, charset
 
 
-def _body(body: bytes, transfer: str, name: str, corpus: Corpus) -> bytes | None:
-    """The body of an answer as it was before it was sent; None where that cannot be told, or it is too long to be held."""
-    if transfer == "chunked":
-        try:
-            body = _unchunked(body)
-        except ValueError:
+def _body(body: bytes, codings: list[str], name: str, corpus: Corpus) -> bytes | None:
+    """The body of an answer as it was before these codings were applied to it, one after another; None where that cannot be
+    told, or it is too long to be held.
+    """
+    for coding in reversed(codings):
+        if coding == "chunked":
+            try:
+                body = _unchunked(body)
+            except ValueError:
+                return None
+        elif coding not in CODINGS or len(codings) > MOST:
             return None
-    if kind := compression.kind(body[:16]):
-        limited = compression.Decompressed(io.BytesIO(body), kind, name, corpus)
-        body = limited.read(corpus.max_document_bytes + 1)
-        if len(body) > corpus.max_document_bytes:
-            return None
+        elif kinds := CODINGS[coding] or tuple(filter(None, [compression.kind(body[:16])])):
+            undone = _decompressed(body, kinds, name, corpus)
+            if undone is None:
+                return None
+            body = undone
     return body
+
+
+def _decompressed(body: bytes, kinds: Sequence[str], name: str, corpus: Corpus) -> bytes | None:
+    """The body by the first of these kinds that it is of; None where it is of none, or too long."""
+    for kind in kinds:
+        with contextlib.suppress(compression.DamagedData):
+            whole = compression.Decompressed(io.BytesIO(body), kind, name, corpus).read(corpus.max_document_bytes + 1)
+            return whole if len(whole) <= corpus.max_document_bytes else None
+    return None
 
 
 def _unchunked(body: bytes) -> bytes:

@@ -6,6 +6,7 @@ import itertools
 import json
 import tarfile
 import tracemalloc
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -153,6 +154,46 @@ def test_of_a_crawl_plain_text_is_taken_and_html_is_counted_and_said_to_be_html(
     assert not list(corpus.load(planned.shards[0], Corpus(format="warc"), counts))
     with pytest.raises(InputError, match="3 records of HTML, of which text must be made first"):
         corpus.require_documents(counts, planned)
+
+
+def test_an_answer_is_taken_as_it_was_before_it_was_sent_or_not_at_all(tmp_path: Path) -> None:
+    text = "The ferry was late: naïve.".encode("latin-1")
+    raw = zlib.compressobj(wbits=-15)
+    deflated = raw.compress(text) + raw.flush()
+    brotli, zstd = (bytes(pa.compress(text, codec=name, asbytes=True)) for name in ("brotli", "zstd"))
+    chunked = b"%x\r\n%s\r\n0\r\n\r\n"
+    packed = gzip.compress(text)
+    good = [
+        ("Content-Encoding: deflate", zlib.compress(text)),
+        ("Content-Encoding: Deflate", deflated),
+        ("Content-Encoding: br", brotli),
+        ("Content-Encoding: zstd", zstd),
+        ("Content-Encoding: x-gzip", packed),
+        ("Content-Encoding: gzip", text),  # undone by who wrote the file
+        ("Content-Encoding: identity", text),
+        ("Content-Encoding: deflate, gzip", gzip.compress(zlib.compress(text))),
+        ("Content-Encoding: deflate\r\nTransfer-Encoding: chunked", chunked % (len(deflated), deflated)),
+        ("Transfer-Encoding: gzip, chunked", chunked % (len(packed), packed)),
+    ]
+    bad = [
+        ("Content-Encoding: deflate", zlib.compress(text)[:-6]),
+        ("Content-Encoding: deflate", text),
+        ("Content-Encoding: br", brotli[:-3]),
+        ("Content-Encoding: compress", text),
+        ("Content-Encoding: gzip", packed[:-9]),
+        ("Content-Encoding: " + "deflate," * 9, deflated),
+        ("Transfer-Encoding: chunked", chunked % (99, text)),
+    ]
+    path, counts = tmp_path / "in.warc", Counter[str]()
+    pages = [answer(b"text/plain; charset=latin-1", body, more=head.encode() + b"\r\n") for head, body in [*bad, *good]]
+    path.write_bytes(b"".join(pages))
+    asked = Corpus(format="warc", paths=[str(path)])
+    assert read(asked, tmp_path, counts) == [text.decode("latin-1")] * len(good)
+    assert counts["other_records"] == len(bad)
+    for head, body in (("br", bytes(pa.compress(b"fog" * (1 << 24), codec="brotli", asbytes=True))), ("deflate", zlib.compress(b"fog" * (1 << 24)))):  # fmt: skip
+        path.write_bytes(answer(b"text/plain", body, more=f"Content-Encoding: {head}\r\n".encode()))
+        with pytest.raises(InputError, match="more than 200 times larger"):
+            read(asked, tmp_path)
 
 
 def test_of_the_headers_of_a_record_only_utf_8_is_carried_along(tmp_path: Path) -> None:
