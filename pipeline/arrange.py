@@ -184,7 +184,8 @@ def require_documents(counts: dict[str, int], names: Sequence[str], by: str) -> 
             if counts["documents"] == 1:
                 raise InputError(
                     f"split {name} has no document: the corpus is one, which is cut into splits only where it is a plain file "
-                    "of UTF-8 text, neither compressed nor in an archive. Make it one and set corpus=text, or add documents."
+                    "of UTF-8 text, neither compressed nor in an archive, and every other file is empty, without even white "
+                    "space. Make it so and set corpus=text, or add documents."
                 )
             raise InputError(
                 f"{said} give it a larger share or another split.seed=, or the corpus more or smaller documents (text: "

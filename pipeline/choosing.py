@@ -4,9 +4,10 @@ load ▶ fingerprint ─▶ selection ─▶ listing      where splits or duplic
 """
 
 import itertools
+import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -84,14 +85,25 @@ def splits_of_files(splits: configs.Split, planned: plan.Plan) -> list[int] | No
 
 
 def splits_of_documents(
-    splits: configs.Split, planned: plan.Plan, documents: selection.Documents, files: list[int] | None
+    splits: configs.Split,
+    planned: plan.Plan,
+    documents: selection.Documents,
+    files: list[int] | None,
+    counts: Mapping[str, int],
 ) -> np.ndarray:
-    """The number of the split of each document, int8; `files` is what `splits_of_files` gives."""
+    """The number of the split of each document, int8; `files` is what `splits_of_files` gives, `counts` are those of `load`.
+
+    Raises InputError where a part of the one document that is cut was left out.
+    """
     owners: np.ndarray = np.zeros(len(documents), np.int8)
     if planned.sections:
         owners = np.array(planned.sections, np.int8)
         if len(owners) != len(documents):
-            raise InputError("a part of the one document was left out, so that it cannot be split: set corpus.document=.")
+            lost = [name.split("_")[1] for name in counts if re.fullmatch("dropped_.*_documents", name) and counts[name]]
+            raise InputError(
+                f"a part of the one document was left out ({', '.join(sorted(lost))}), so that it cannot be cut into splits: "
+                "set corpus.errors=replace, or corpus.document=paragraph or line."
+            )
     elif files is not None:
         owners = np.array(files, np.int8)[documents.source]
     elif documents.splits is not None:
@@ -140,7 +152,7 @@ def _decide(
     ledger: Json,
 ) -> Json:
     """Write the verdicts and the copies, and publish the entry."""
-    splits = splits_of_documents(config.split, planned, documents, files)
+    splits = splits_of_documents(config.split, planned, documents, files, ledger["load"])
     verdicts, repeats = selection.decide(documents, splits, config.selection)
     with entry.write(VERDICTS) as file:
         selection.write_verdicts(file, verdicts, documents.shards)

@@ -239,20 +239,21 @@ def _whole(one: Input, most: int) -> Block | None:
 def judge(config: configs.Config, inputs: Sequence[Input], scratch: Path) -> int:
     """Know the verdict on each document of little corpora, as `selection` will say it; how many are copies of others."""
     near, before = config.selection.duplicates == "near", 0
+    counts: Counter[str] = Counter()
     paths: list[tuple[Path, int]] = []
     planned = plan.together([one.planned for one in inputs if one.planned is not None])
     for one in inputs:
         assert one.planned is not None
         for shard in one.planned.shards:
             paths.append((scratch / f"fingerprint-{len(paths)}", before))
-            loaded = corpus.load(shard, one.config.corpus, Counter())
+            loaded = corpus.load(shard, one.config.corpus, counts)
             with pa.ipc.new_stream(paths[-1][0], fingerprint.schema(config.selection, near, config.split)) as writer:
                 for batch in fingerprint.fingerprint(loaded, config.selection, near, config.split, Counter()):
                     writer.write_batch(batch)
         before += len(one.planned.sources)
     documents = selection.read([path for path, _ in paths], [sources for _, sources in paths])
     files = choosing.splits_of_files(config.split, planned)
-    splits = choosing.splits_of_documents(config.split, planned, documents, files)
+    splits = choosing.splits_of_documents(config.split, planned, documents, files, counts)
     verdicts, repeats = selection.decide(documents, splits, config.selection)
     told(inputs, np.split(verdicts, documents.shards[1:-1]))
     return int((repeats >= 0).sum())

@@ -52,6 +52,8 @@ LONG = 1 << 30  # bytes: hashing more than this shows its progress
 FETCHES = 8  # ranges of files in a store that are hashed side by side, or more where there are more workers
 CLOCK = 2  # seconds: a file changed again within the step of the file system's clock would keep its ctime
 
+JUDGES = ("min_characters", "max_characters", "include", "exclude")  # settings that leave documents out by their text
+
 NEVER: Stat = (0, 0, 0, 0)  # equal to that of no file
 Together = Callable[[str, Callable[[Any], Any], Sequence[Any]], list[Any]]  # of (task, function, items)
 Range = tuple[int, int, int, str, str]  # start, end, bytes, sha256, member of an archive or ""
@@ -177,9 +179,17 @@ def make(
 def _sections(
     corpus: Corpus, files: dict[str, Stat], splits: Split | None, words: int
 ) -> tuple[dict[str, list[int]], list[int]]:
-    """Where the one document of a corpus is cut into splits, by its path, and the split of each part; empty for any other."""
+    """Where the one document of a corpus is cut into splits, by its path, and the split of each part; empty for any other.
+
+    Raises ConfigError where it would have to be judged as a whole.
+    """
     if splits is None or (path := cut_document(corpus, files, splits)) is None:
         return {}, []
+    if rules := [f"corpus.{name}={value}" for name in JUDGES if (value := getattr(corpus, name))]:
+        raise ConfigError(
+            f"{', '.join(rules)}: whole documents are judged, and {path!r} is the only one, which the splits cut into parts: "
+            "set it to null, or corpus.document=paragraph or line."
+        )
     from pipeline import split  # which takes numpy along
 
     with places.open_file(path) as file:

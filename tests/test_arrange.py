@@ -278,8 +278,32 @@ def test_one_document_is_split_at_paragraphs_and_the_gaps_are_in_no_window(at: P
     (at / "0.txt").write_text("")
     assert run(composed(*options, *shares, "corpus.paths=[0.txt,a.txt]")).ledger["arrange"] == counts
     (at / "a.txt.gz").write_bytes(gzip.compress((at / "a.txt").read_bytes()))
-    with pytest.raises(InputError, match=r"has no document: the corpus is one, .* a plain file of UTF-8 text"):
-        run(composed(*options, *shares, "corpus.paths=[a.txt.gz]"))
+    (at / "0.txt").write_text(" \n")
+    for paths in ("a.txt.gz", "0.txt,a.txt"):
+        with pytest.raises(
+            InputError, match=r"a plain file of UTF-8 text, .*, and every other file is empty, without even white"
+        ):
+            run(composed(*options, *shares, f"corpus.paths=[{paths}]"))
+
+
+@pytest.mark.parametrize("rule", ["min_characters=9", "max_characters=99999", "include=x1", "exclude=nothing"])
+def test_rules_do_not_judge_the_parts_of_the_one_document(rule: str, at: Path) -> None:
+    (at / "a.txt").write_text("\n\n".join(" ".join(f"w{i}x{j}" for j in range(20)) for i in range(60)))
+    options = ["corpus=text", "corpus.paths=[a.txt]", "tokenizer=bytes", "embedding=none", f"corpus.{rule}"]
+    with pytest.raises(ConfigError, match=rf"corpus\.{rule}: whole documents are judged, and 'a\.txt' is the only one"):
+        run(composed(*options, "split.validation=0.2"))
+    assert run(composed(*options)).rows
+    assert run(composed(*options, "split.validation=0.2", "corpus.document=line")).rows
+
+
+def test_a_part_of_the_one_document_that_cannot_be_decoded_is_said_to_be_missing(at: Path) -> None:
+    paragraphs = ["the ferry was late " * 20 for _ in range(40)]
+    (at / "a.txt").write_bytes("\n\n".join([*paragraphs, "na\xefve", *paragraphs]).encode("latin-1"))
+    options = ["corpus=text", "corpus.paths=[a.txt]", "tokenizer=bytes", "embedding=none", "corpus.on_bad_row=skip"]
+    with pytest.raises(
+        InputError, match=r"left out \(undecodable\), so that it cannot be cut into splits: set corpus\.errors=r"
+    ):
+        run(composed(*options, "split.validation=0.2", "window.context_length=8"))
 
 
 def test_a_column_says_the_split_and_goes_with_each_document(at: Path) -> None:
