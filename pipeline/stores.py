@@ -51,6 +51,7 @@ def is_url(path: str) -> bool:
 def find(url: str) -> dict[str, Stat]:
     """The files that an address stands for: one, all below a folder, or those that a pattern matches, sorted.
 
+    Where an object has the name of a folder, its address is that of the object, and with a slash behind it the folder's.
     What is hidden (a name that begins with a dot) below a folder is not looked at, and an object whose name ends in a slash,
     which a console leaves where it made a folder, is no file. Raises ConfigError where the address
     cannot work, InputError where nothing is there or the store cannot be reached, ResourceError where it refuses.
@@ -58,10 +59,12 @@ def find(url: str) -> dict[str, Stat]:
     with _reaching(url), waiting(url):
         fs, path = connect(url)
         try:
-            info = fs.info(path)
-            found = {path: info} if info["type"] == "file" else fs.find(path, detail=True)
+            info = {} if url.endswith("/") else fs.info(path)
+            found = {path: info} if info.get("type") == "file" else fs.find(path, detail=True)
         except FileNotFoundError:
-            found = fs.glob(path, detail=True) if MAGIC.search(path) else {}
+            found = {}
+        if not found and MAGIC.search(path):  # without folders: one may hide an object of its name
+            found = fs.glob(path, detail=True, withdirs=False)
         base = len(
             path if path in found else MAGIC.split(path)[0].rpartition("/")[0] if MAGIC.search(path) else path.rstrip("/")
         )

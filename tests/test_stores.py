@@ -100,6 +100,16 @@ def test_files_of_a_bucket_come_by_folder_pattern_or_name_in_sorted_order_withou
     }.items():
         found = places.find(Corpus(paths=[url]))
         assert list(found) == [f"s3://texts/{key}" for key in expected], url
+    for key in ("x/same", "x/same/k.txt", "x/deep/l.txt"):  # an object of the name of a folder
+        bucket.put(key, key.encode())
+    for url, expected in {
+        "s3://texts/x/same": ["x/same"],
+        "s3://texts/x/same/": ["x/same/k.txt"],
+        "s3://texts/x/*": ["x/same"],
+        "s3://texts/x/**": ["x/deep/l.txt", "x/same", "x/same/k.txt"],
+        "s3://texts/x": ["x/deep/l.txt", "x/same", "x/same/k.txt"],
+    }.items():
+        assert list(places.find(Corpus(paths=[url]))) == [f"s3://texts/{key}" for key in expected], url
     with pytest.raises(ConfigError, match="named twice"):
         places.find(Corpus(paths=["s3://texts/in", "s3://texts/in/a.txt"]))
 
