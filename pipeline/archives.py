@@ -25,6 +25,7 @@ from pipeline.compression import Stream
 from pipeline.config import Corpus
 from pipeline.errors import InputError, PipelineError
 
+EMPTY = 1 << 16  # bytes of which a tar without a member has fewer: most have 10 KiB
 HEADERS = 1 << 20  # bytes of a long name or of further attributes, which are read in one
 PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)  # headers of attributes, of one member or of all
 Listed = tuple[str, int]  # a member's name and its bytes
@@ -32,16 +33,24 @@ Listed = tuple[str, int]  # a member's name and its bytes
 
 def open_archive(file: Any, size: int, path: str, corpus: Corpus) -> "Zip | Tar | None":
     """The archive in an open file of so many bytes; None where it holds none."""
-    head = file.pread(512, 0)
-    packed = compression.kind(head)
+    packed = compression.kind(file.pread(512, 0))
     if packed is None:
-        found = compression.archive(head)
+        found = _kind(compression.Ranged(file, size))
         return Zip(file, size, path, corpus) if found == "zip" else Tar(file, size, path, corpus) if found == "tar" else None
     try:
-        head = compression.Decompressed(compression.Ranged(file, size), packed, path, corpus).read(512)
+        found = _kind(compression.Decompressed(compression.Ranged(file, size), packed, path, corpus))
     except InputError:  # damaged: whoever reads it says so
         return None
-    return Tar(file, size, path, corpus, packed) if compression.archive(head) == "tar" else None
+    return Tar(file, size, path, corpus, packed) if found == "tar" else None
+
+
+def _kind(stream: Stream) -> str | None:
+    """What archive this is. A tar without a member is nothing but blocks of zeros, at least two."""
+    head = stream.read(512)
+    if head.strip(b"\0"):
+        return compression.archive(head)
+    rest = stream.read(EMPTY)
+    return "tar" if 512 <= len(rest) < EMPTY and not len(rest) % 512 and not rest.strip(b"\0") else None
 
 
 class _Archive:

@@ -15,6 +15,7 @@ follow as padding. Brotli and deflate have no first bytes of their own: the answ
 """
 
 import io
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -88,7 +89,17 @@ def archive(head: bytes) -> str | None:
     """
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         return "zip"
-    return "tar" if head[257:262] == b"ustar" else None
+    return "tar" if head[257:262] == b"ustar" or _is_old_tar(head[:512]) else None
+
+
+def _is_old_tar(head: bytes) -> bool:
+    """Is it the header of a member as tar wrote it before POSIX (Unix v7)? Such a one has no mark but its checksum: in bytes
+    148 to 155, in octal digits with a NUL behind them, the sum of all bytes, these eight taken for spaces.
+    """
+    digits, nul, _ = head[148:156].partition(b"\0")
+    if len(head) < 512 or not nul or not re.fullmatch(rb" *[0-7]+ *", digits):
+        return False
+    return int(digits, 8) == sum(head) - sum(head[148:156]) + 8 * ord(" ")
 
 
 class DamagedData(InputError):

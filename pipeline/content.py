@@ -117,17 +117,20 @@ class Content:
 
     def _unwrap(self) -> None:
         head = self._head()
-        if kind := compression.kind(head):
+        kind = compression.kind(head)
+        if kind:
             stream = self._stream or compression.Ranged(self._plain, self.part.end)
             self._stream = compression.Decompressed(stream, kind, self.name, self.corpus, self._waiting)
             self._waiting = b""
             if self.part.end and (again := compression.kind(head := self._head())):
                 raise InputError(f"{self.name!r} is compressed twice ({again} within {kind}): decompress it once.")
         if found := compression.archive(head):
-            raise InputError(
-                f"{self.name!r} is an archive ({found})"
-                + (" within an archive: unpack it." if self.part.member else ": set corpus.archives=true to read its members.")
-            )
+            said = ": set corpus.archives=true to read its members."
+            if self.part.member:
+                said = " within an archive: unpack it."
+            elif kind and found == "zip":  # which is read from its end
+                said = f" within {kind}: decompress it first, then corpus.archives=true reads its members."
+            raise InputError(f"{self.name!r} is an archive ({found}){said}")
         if self.format == "json" and self.corpus.format == "auto":  # the name says no more than JSON
             text = head.decode(self.corpus.encoding, "ignore").lstrip("\ufeff \t\r\n")
             self.format = "jsonl" if text.startswith("{") else "json"

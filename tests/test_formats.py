@@ -8,7 +8,7 @@ import tarfile
 import tracemalloc
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +72,41 @@ def test_members_of_archives_are_sources_of_their_own(form: str, kind: str, tmp_
     assert [source.path for source in planned.sources] == [f"{path}!b/two.gz", f"{path}!{long}"]
     with pytest.raises(InputError, match=r"is an archive \(.*set corpus\.archives=true|not a readable"):
         read(Corpus(format=form.split()[0], paths=[str(path)]), tmp_path)
+
+
+def old_tar(data: bytes) -> bytes:
+    """A tar as Unix v7 wrote it: its first member without the mark of POSIX."""
+    head = bytearray(data[:512])
+    head[257:265], head[148:156] = bytes(8), b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + data[512:]
+
+
+@pytest.mark.parametrize("packed", [bytes, COMPRESSIONS["gz"]], ids=["plain", "gz"])
+def test_a_tar_is_known_by_its_checksum_alone_and_where_it_holds_nothing(
+    packed: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "in"
+    asked = Corpus(paths=[str(path)], archives=True)
+    tar = old_tar(tarred({"a.txt": b"the ferry"}))
+    path.write_bytes(packed(tar))
+    assert read(asked, tmp_path) == ["the ferry"]
+    with pytest.raises(InputError, match=r"is an archive \(tar\): set corpus\.archives=true"):
+        read(replace(asked, archives=False), tmp_path)
+    path.write_bytes(packed(tarred({})))
+    with pytest.raises(InputError, match="is an archive without a file that could be read"):
+        read(asked, tmp_path)
+    zeros, changed = bytes(1024), tar[:99] + b"x" + tar[100:]
+    for text in (zeros + b"fog " * 256, zeros[:-1], changed, b"0" * 148 + b"0040712 " + b"0" * 500, b"12345670" * 64):
+        path.write_bytes(packed(text))
+        assert read(asked, tmp_path) == [text.decode()]
+
+
+def test_a_compressed_zip_is_said_to_be_one_whether_archives_are_read_or_not(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(COMPRESSIONS["gz"](zipped({"a.txt": b"the ferry"})))
+    for archives_too in (True, False):
+        with pytest.raises(InputError, match=r"is an archive \(zip\) within gzip: decompress it first, then corpus\.archives"):
+            read(Corpus(paths=[str(tmp_path / "in")], archives=archives_too), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
