@@ -436,6 +436,8 @@ def _logs_nothing(logging: Any) -> bool:
 
 def _is_field(dotted: str) -> bool:
     group, _, name = dotted.partition(".")
+    if re.fullmatch(r"corpus\.parts\.[^.]+\.[^.]+", dotted):
+        return name.rpartition(".")[2] in Part.__dataclass_fields__
     factory = GROUPS.get(group)
     return factory is not None and name in {f.name for f in dataclasses.fields(factory)}
 
@@ -592,8 +594,10 @@ def _part(name: str, given: Any) -> Part:
     for key, value in given.items():
         if key not in fields:
             check_key(f"{where}.{key}")
-        if key in ("parts", "tokens") and value:
-            raise ConfigError(f"{where}.{key} means nothing: a part of a mixture has no parts itself.")
+        if key == "parts" and value:
+            raise ConfigError(f"{where}.parts means nothing: a part of a mixture has no parts itself.")
+        if key == "tokens" and value:
+            raise ConfigError(f"{where}.tokens means nothing to a part: set corpus.tokens= of all, or {where}.weight= of this.")
         if not _fits(value, fields[key]):
             wanted = str(fields[key]) if typing.get_args(fields[key]) else getattr(fields[key], "__name__", "")
             raise ConfigError(f"{where}.{key}={str(value)[:80]!r} is not of type {wanted}.")

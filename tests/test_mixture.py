@@ -14,7 +14,7 @@ import pytest
 from test_run import digests, table
 
 from conftest import composed
-from pipeline import mixture, trace
+from pipeline import cli, mixture, trace
 from pipeline.config import Config, Corpus, Part, check, check_arguments, check_key
 from pipeline.errors import ConfigError, InputError
 from pipeline.permutation import keys, permute
@@ -253,6 +253,7 @@ def test_a_budget_that_repetitions_do_not_allow_is_refused_with_the_numbers(text
         ({"parts": {"a": {"paths": "x"}}}, r"corpus\.parts\.a\.paths='x' is not of type list\[str\]"),
         ({"parts": {"a": {"min_characters": True}}}, "is not of type int"),
         ({"parts": {"a": {"parts": {"b": {}}}}}, "has no parts itself"),
+        ({"parts": {"a": {"tokens": 100}}}, r"corpus\.parts\.a\.tokens means nothing to a part: set corpus\.tokens= of all"),
         ({"parts": {"a": {}}}, r"corpus\.parts\.a\.paths is empty"),
         ({"parts": {"a": {"paths": ["corpus.txt"], "format": "xls"}}}, r"corpus\.parts\.a\.format='xls'"),
         ({"parts": {"a": {"paths": ["x"]}}, "format": "csv"}, r"corpus\.format means nothing to a mixture"),
@@ -295,6 +296,16 @@ def test_settings_of_parts_can_be_named_on_the_command_line() -> None:
     assert isinstance(config.corpus.parts["wiki"], Part) and config.corpus.parts["wiki"].weight == 2
     with pytest.raises(ConfigError, match=r"corpus\.parts\.letters\.paths"):
         check(composed("corpus=mixture"))
+
+
+def test_a_budget_of_one_part_is_said_to_mean_nothing_and_not_to_be_a_secret(
+    texts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pipeline"])
+    assert cli.exit_code(["corpus.parts.b.paths=[b.txt]", "corpus.parts.b.tokens=100"]) == 2
+    assert "corpus.parts.b.tokens means nothing to a part" in capsys.readouterr().err
+    assert cli.exit_code(["corpus.parts.b.paths=[b.txt]", "corpus.parts.b.hub_token=100"]) == 2
+    assert "corpus.parts.b.hub_token looks like a secret" in capsys.readouterr().err
 
 
 def test_a_draw_never_goes_past_its_target_by_a_whole_document_nor_past_its_limit() -> None:
