@@ -28,6 +28,7 @@ from typing import Any
 
 from pipeline import assets, places, plan
 from pipeline.config import Corpus
+from pipeline.console import counted
 from pipeline.errors import ConfigError, InputError, TokenizerError
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def resolve(corpus: Corpus) -> tuple[Corpus, dict[str, Any] | None]:
     taken = {forms[name] for name in names if name not in left}
     form = taken.pop() if len(taken) == 1 and taken != {"json"} else "auto"  # of .json the content tells, file by file
     if left:
-        log.warning("%s: %d files that are not %s are left out: %s", corpus.name, len(left), kind, _some(left))
+        log.warning("%s: left out %s in another format than %s: %s", corpus.name, counted(len(left), "file"), kind, _some(left))
     with ThreadPoolExecutor(FETCHES) as pool:
         paths = list(pool.map(found.fetch, [name for name in names if name not in left]))
     record = {"name": corpus.name, "config": corpus.config, "split": corpus.split, "revision": found.commit or corpus.revision}

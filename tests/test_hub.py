@@ -110,7 +110,7 @@ def test_a_broken_card_is_an_error_that_names_it(at: Path, card: str) -> None:
 def test_scripts_hidden_files_and_other_formats_are_left_out_aloud(at: Path, caplog: pytest.LogCaptureFixture) -> None:
     make(at / "mine", "a.parquet", "b.parquet", "mine.py", ".git/c.parquet", "dataset_info.json", "notes.txt")
     assert files(name="mine") == ["a.parquet", "b.parquet"]
-    assert "2 files that are not parquet are left out: 'mine.py', 'notes.txt'" in caplog.text
+    assert "left out 2 files in another format than parquet: 'mine.py', 'notes.txt'" in caplog.text
     make(at / "code", "code.py", "x.bin")
     with pytest.raises(InputError, match=r"holds no files that can be read here: 'code\.py', 'x\.bin'"):
         files(name="code")
