@@ -11,6 +11,14 @@
 
 A folder is built beside its place and swapped in by one rename. Only a folder that holds a manifest of ours is
 ever replaced.
+
+**What else lies in a folder that is replaced** (the jobs of a sweep, a person's notes) is linked into the new one before
+it is swapped in, so that nothing is away for a moment; what comes after that, be it another run's dataset, moves over
+from the old one as that is emptied. There a file is unlinked only where the old dataset's manifest lists it, or where
+the new folder has it or a later one of its name; the rest is renamed into the new folder; and a folder goes by `rmdir`,
+which refuses where something has just come, and then it is looked through again. From then on a writer who had reached
+the old folder is told that it is gone, and ours begin anew. So nothing can fall between the two, and no lock is needed.
+A kill in the middle leaves the old folder in the workshop, and the next run goes on emptying it.
 """
 
 import contextlib
@@ -21,6 +29,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +39,7 @@ from pipeline import engine, files, manifests
 from pipeline.errors import ConfigError, ResourceError, from_os_error
 from pipeline.files import Json
 from pipeline.split import ordered
-from pipeline.temporary import alive, run_name
+from pipeline.temporary import NAME, alive, run_name
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +48,7 @@ RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
 _serial = itertools.count()
 WORKSHOP = ".tmp"  # beside the dataset: where it is built
+MANIFESTS = ("manifest.json", "export.json")  # of a dataset, of an export
 REPORT = "report.html"
 SOURCES = "sources.jsonl"  # what the manifest says of the input files, where they are more than LISTED
 LISTED = 10_000  # input files that a manifest lists itself
@@ -242,7 +252,8 @@ def publish(folder: Path, links: dict[str, File], texts: dict[str, bytes], manif
     with _workshop(folder, run) as place, files.storing(folder):
         if files.unseal(folder / "manifest.json") == manifest and _whole(folder, links, notes):
             return False
-        _swap_in(folder, links, texts, manifest, place / "new" / folder.name)
+        _require_room(folder, links)
+        _insist(lambda: _swap_in(folder, links, texts, manifest, place))
     return True
 
 
@@ -278,21 +289,134 @@ def _workshop(folder: Path, run: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which is swapped with what is at `folder`, if anything, where the block ends well."""
-    with _workshop(folder, run_name(next(_serial))) as place:
-        new = place / "new" / folder.name
-        _make(new)
+    """An empty folder to write to, which is swapped with what is at `folder`, if anything, where the block ends well.
+
+    What else lies there stays.
+    """
+    with _workshop(folder, run_name(next(_serial))) as place, _swapping(folder, place) as new:
         yield new
-        _settle(new, folder)
 
 
-def _clear(place: Path) -> None:
-    """Remove a run's folder. A dataset that it had moved aside and not replaced yet returns first, or all stays."""
+@contextlib.contextmanager
+def _swapping(folder: Path, place: Path) -> Iterator[Path]:
+    """As `replacing`, in the workshop `place`. The folder lies in `new` until it is finished, and then in `old`, where what
+    it is swapped with comes to lie. Raises FileNotFoundError where the workshop went with a folder around it meanwhile.
+    """
+    new, ready = place / "new" / folder.name, place / "old" / folder.name
+    _make(new)
+    handle = os.open(new, os.O_RDONLY | os.O_DIRECTORY)  # while it is open no other folder gets its number
+    try:
+        yield new
+        _make(ready.parent)
+        for made in (*(p for p in new.rglob("*") if p.is_dir()), new, ready.parent):
+            files.fsync_dir(made)
+        if not _same(new, handle):  # made again by a step in the middle, and so not whole
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(new))
+        os.rename(new, ready)
+        _exchange(ready, folder)
+        files.fsync_dir(folder.parent)
+    finally:
+        os.close(handle)
+
+
+def _clear(place: Path, home: Path | None = None) -> None:
+    """Remove a run's folder. What it had moved aside and not replaced yet returns first, to `home`, and so does what else
+    lay in a folder that it has replaced, or all stays.
+    """
+    for _ in range(10):
+        with contextlib.suppress(OSError):
+            for old in (*place.glob("aside*/*"), *(place / "old").glob("*")):
+                there = (home or place.parents[1]) / old.name
+                if os.path.lexists(there):
+                    _empty(old, there)
+                else:
+                    os.rename(old, there)
+            return shutil.rmtree(place, ignore_errors=True)
+        time.sleep(0.01)  # a folder around it is being replaced, it may be
+
+
+def _empty(old: Path, home: Path, ours: frozenset[Path] = frozenset()) -> None:
+    """Remove a folder that `home` has replaced. What is not of its dataset, and has come since the rest was linked, moves
+    there. `ours` are the files of both datasets, and the folders that they lie in. Raises OSError.
+    """
+    mine, theirs = _manifest(old), _manifest(home)
+    ours |= _paths(old, mine) | _paths(home, theirs)
+    if mine.get("ledger") and mine != theirs:
+        ours |= {old / name for name in UNLISTED}
+    for last in (False,) * 100 + (True,):
+        for path in sorted(old.iterdir(), key=lambda path: path.name in MANIFESTS):  # last, as it tells what may go
+            there = home / path.name
+            if path.name == WORKSHOP and not path.is_symlink():  # whose run finds it gone, and begins anew
+                for run in path.iterdir():
+                    if NAME.fullmatch(run.name):
+                        _clear(run, home)
+                    else:
+                        _moved(run, there / run.name)
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            elif path.is_dir() and not path.is_symlink():
+                if there.is_file():
+                    _rename(path, there)
+                elif path in ours or not _moved(path, there):
+                    while not {path, there} & ours and _later(path / "manifest.json", there / "manifest.json"):
+                        _exchange(path, there, old)  # another run has put its dataset into the old folder since
+                    _empty(path, there, ours)
+            elif path in ours:
+                path.unlink()
+            elif there in ours or there.is_dir():
+                _rename(path, there)
+            elif not os.path.lexists(there) or _later(path, there):
+                there.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, there)
+            elif not path.name.startswith(".nfs"):  # what is open and was unlinked, on a network file system
+                path.unlink()
+        try:
+            return os.rmdir(old)
+        except OSError as error:
+            if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def _manifest(folder: Path) -> Json:
+    """The manifest of the dataset or the export in a folder; one that lists nothing where there is none."""
+    return next((found for name in MANIFESTS if (found := files.unseal(folder / name))), {"files": {}})
+
+
+def _paths(folder: Path, manifest: Json) -> set[Path]:
+    """The files of the dataset or the export in a folder, and the folders in it that they lie in."""
+    if not manifest["files"]:
+        return set()
+    found = {folder / name for name in (*MANIFESTS, *manifest["files"])}
+    return found | {up for path in found for up in path.parents if up.is_relative_to(folder) and up != folder}
+
+
+def _later(path: Path, than: Path) -> bool:
+    """Are both there, and the first one is another file, and the later one?"""
     with contextlib.suppress(OSError):
-        for old in (place / "old").glob("*"):
-            if not os.path.lexists(home := place.parents[1] / old.name):
-                os.rename(old, home)
-        shutil.rmtree(place, ignore_errors=True)
+        return path.lstat().st_mtime_ns > than.lstat().st_mtime_ns and not _same(path, than)
+    return False
+
+
+def _moved(folder: Path, there: Path) -> bool:
+    """Move a folder, where nothing is in its place."""
+    there.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError, NotADirectoryError):
+        try:
+            os.rename(folder, there)
+            return True
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+    return False
+
+
+def _rename(path: Path, there: Path) -> None:
+    """Move what has a name that the new dataset has taken, under another; an empty folder goes."""
+    with contextlib.suppress(OSError):
+        return path.rmdir()
+    free = next(free for n in itertools.count(1) if not os.path.lexists(free := there.with_name(f"{there.name}~{n}")))
+    log.warning("%r was in the way of what is new: it is %r now", str(there), free.name)
+    os.rename(path, free)
 
 
 def _make(folder: Path) -> None:
@@ -303,8 +427,9 @@ def _make(folder: Path) -> None:
 def _insist(step: Callable[[], None]) -> None:
     """Take a step in a folder that another run may be removing or replacing at this moment; then there is a new one."""
     for _ in range(100):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             return step()
+        time.sleep(0.01)
     return step()
 
 
@@ -327,19 +452,19 @@ def _same(path: Path, other: Path | str | int) -> bool:
     return False
 
 
-def _swap_in(folder: Path, links: dict[str, File], texts: dict[str, bytes], manifest: Json, new: Path) -> None:
-    """Build the dataset at `new` and swap it with what is at `folder`."""
-    _require_room(folder, links)
-    while not _build(folder, links, texts, manifest, new):
-        shutil.rmtree(new)
-    _settle(new, folder)
+def _swap_in(folder: Path, links: dict[str, File], texts: dict[str, bytes], manifest: Json, place: Path) -> None:
+    """Build the dataset in the workshop `place` and swap it with what is at `folder`."""
+    _clear(place)  # of what a folder around it took away in the middle
+    with _swapping(folder, place) as new:
+        while not _build(folder, links, texts, manifest, new):
+            for path in new.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _build(folder: Path, links: dict[str, File], texts: dict[str, bytes], manifest: Json, new: Path) -> bool:
     """The dataset at `new`, with what else lies at `folder`. False where another run has replaced that meanwhile: of a
     folder that is being removed some may be gone already.
     """
-    _make(new)
     for name in (*links, *texts):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
     for name, (source, _) in links.items():
@@ -354,22 +479,13 @@ def _build(folder: Path, links: dict[str, File], texts: dict[str, bytes], manife
     except FileNotFoundError:
         return True
     try:
-        _carry(folder, new)
+        return _carry(folder, new) and _same(folder, handle)
     except (FileNotFoundError, ConfigError):
         if _same(folder, handle):
             raise
+        return False
     finally:
-        unmoved = _same(folder, handle)
         os.close(handle)
-    return unmoved
-
-
-def _settle(new: Path, folder: Path) -> None:
-    """Make the names in `new` reach the disk, then swap it in."""
-    for place in (*(p for p in new.rglob("*") if p.is_dir()), new, new.parent):
-        files.fsync_dir(place)
-    _exchange(new, folder)
-    files.fsync_dir(folder.parent)
 
 
 def _require_room(folder: Path, links: dict[str, File]) -> None:
@@ -379,30 +495,34 @@ def _require_room(folder: Path, links: dict[str, File]) -> None:
     files.require_space(folder, sum(elsewhere))
 
 
-def _carry(old: Path, new: Path) -> None:
-    """What else lies in a folder that is replaced stays in it: the jobs of a sweep, a person's notes.
+def _carry(old: Path, new: Path) -> bool:
+    """What else lies in a folder that is replaced stays in it: the jobs of a sweep, a person's notes. False where a folder
+    in it was replaced meanwhile, so that some may be of one and some of the other.
 
     Raises ConfigError where it is in the way of what is new.
     """
+    known: dict[Path, os.stat_result] = {}
     ours = {"manifest.json", *(files.unseal(old / "manifest.json") or {"files": {}})["files"]}
     places = {os.path.dirname(name) for name in ours}  # the folder itself, and those of splits
     for here, folders, names in os.walk(old):
         place = Path(here).relative_to(old)
-        if place == Path():
-            folders[:] = [name for name in folders if name != WORKSHOP]
+        folders[:] = [name for name in folders if name != WORKSHOP]
+        known |= {path: path.lstat() for path in (Path(here, name) for name in folders)}
+        blocked = any((new / up).is_file() for up in (place, *place.parents))  # it lies in the place of a file
         names += [name for name in folders if Path(here, name).is_symlink()]
         apart = UNLISTED if os.path.dirname(place / "x") in places else ()
         kept = [name for name in names if name not in apart and str(place / name) not in ours]
-        clash = [name for name in kept if (new / place).is_file() or os.path.lexists(new / place / name)]
+        clash = [name for name in kept if blocked or os.path.lexists(new / place / name)]
         if clash:
             raise ConfigError(
                 f"{here!r} holds {', '.join(map(repr, sorted(clash)[:3]))}, which this pipeline did not write and "
                 "which is in the way of the new dataset: nothing was replaced. Move it away, or set output.dir= or name=."
             )
-        if kept or not names:
+        if kept or not (names or blocked):
             (new / place).mkdir(parents=True, exist_ok=True)
         for name in kept:
             _link(Path(here, name), new / place / name)
+    return all(os.path.samestat(state, path.lstat()) for path, state in known.items())
 
 
 def _link(source: os.PathLike[str] | str, target: Path | str) -> None:
@@ -411,29 +531,32 @@ def _link(source: os.PathLike[str] | str, target: Path | str) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
-        with open(source, "rb") as old, open(target, "wb") as new:
+        with open(source, "rb") as old, open(target, "xb") as new:
             shutil.copyfileobj(old, new, 1 << 20)
             new.flush()
             os.fsync(new.fileno())
 
 
-def _exchange(new: Path, old: Path) -> None:
-    """Put a folder in the place of another, if there is one: in one step where the kernel can (renameat2), else in two."""
+def _exchange(new: Path, old: Path, place: Path | None = None) -> None:
+    """Put a folder in the place of another, and that, if there is one, in its: in one step where the kernel can
+    (renameat2), else in three, by way of a folder in `place`.
+    """
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    aside = new.parents[1] / "old" / new.name
     for last in (False,) * 100 + (True,):
         if renameat2 and renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
             return
         missing = renameat2 is not None and ctypes.get_errno() == errno.ENOENT  # nothing was there, else they were exchanged
+        aside = (place or new.parents[1]) / f"aside{next(_serial)}" / new.name
         try:
-            if os.path.lexists(old):
-                if missing and not last:
-                    continue  # it has come this moment: taken aside it would be away for another
-                shutil.rmtree(aside.parent, ignore_errors=True)
-                aside.parent.mkdir()
-                os.rename(old, aside)
+            if not os.path.lexists(old):
+                return os.rename(new, old)
+            if missing and not last:
+                continue  # it has come this moment: taken aside it would be away for another
+            aside.parent.mkdir()
+            os.rename(old, aside)
             os.rename(new, old)
-            return
+            os.rename(aside, new)
+            return aside.parent.rmdir()
         except OSError as error:  # another run has just put its own there, or taken the old one away
             if last or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
                 raise
@@ -452,7 +575,11 @@ def run_text(record: Json) -> str:
 def write_text(folder: Path, name: str, text: str, run: str) -> None:
     """A file in the folder, or in that of a split, that no manifest lists, replaced atomically."""
     with _workshop(folder, run) as place, files.storing(folder / name):
-        _make(place)
         new = place / Path(name).name
-        new.write_text(text, "utf-8")
-        _insist(lambda: os.replace(new, folder / name))
+
+        def put() -> None:
+            _make(place)
+            new.write_text(text, "utf-8")
+            os.replace(new, folder / name)
+
+        _insist(put)

@@ -4,7 +4,10 @@ The quick tests read each format by a few lines of their own; the slow ones by t
 that is made for them.
 """
 
+import hashlib
 import json
+import os
+import shutil
 import struct
 import subprocess
 import tarfile
@@ -22,7 +25,7 @@ from pipeline import files, tools, window
 from pipeline.arrow import numbers
 from pipeline.dataset import open_dataset
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.exports import FORMATS, export, litdata, mds, parquet, source, webdataset
+from pipeline.exports import FORMATS, export, litdata, mds, nanogpt, parquet, source, webdataset
 from pipeline.run import run
 from scripts.benchmark.environments import environment
 
@@ -276,6 +279,39 @@ def test_an_export_is_sealed_repeatable_replaces_an_earlier_one_and_nothing_else
     with pytest.raises(IntegrityError, match="nothing was touched"):
         export(folder, "nanogpt", "mine")
     assert not list(Path().rglob(".tmp"))
+
+
+def test_what_a_person_put_into_an_export_stays_when_it_is_replaced_even_in_the_way_of_it(at):
+    folder = prepared()[0]
+    out = export(folder, "nanogpt")
+    (out / "my-notes.txt").write_text("hello")
+    (out / "plots").mkdir()
+    (out / "plots" / "loss.svg").write_text("<svg/>")
+    assert export(folder, "nanogpt") == out
+    assert (out / "my-notes.txt").read_text() == "hello" and (out / "plots" / "loss.svg").read_text() == "<svg/>"
+    (name,) = [name for name in manifest(export(folder, "parquet", "other"))["files"] if name.endswith(".parquet")]
+    (out / name).write_text("mine")
+    assert export(folder, "parquet", out) == out and not list(out.glob("*.bin"))
+    assert (out / f"{name}~1").read_text() == "mine" and (out / "my-notes.txt").read_text() == "hello"
+    assert (out / name).read_bytes() == (Path("other") / name).read_bytes()
+
+
+@pytest.mark.parametrize("more", [[], ["split.validation=0.3"]])
+def test_an_export_names_the_manifest_that_it_was_made_from_where_the_dataset_is_replaced_meanwhile(at, monkeypatch, more):
+    prepared()
+    words = ["corpus=text", "corpus.paths=[texts.txt]", "corpus.document=line", "tokenizer=bytes", "embedding=none"]
+    folder = run(composed(*words, f"window.context_length={L}", *more)).folder
+    before = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    write = nanogpt.write
+
+    def replaced(source, target):
+        notes = write(source, target)
+        os.replace(shutil.copy(folder / "README.md", at / "other"), folder / "manifest.json")
+        return notes
+
+    monkeypatch.setattr(nanogpt, "write", replaced)
+    out = export(folder, "nanogpt")
+    assert json.loads((out / "export.json").read_text())["dataset"]["manifest"] == before
 
 
 def test_a_damaged_dataset_is_not_exported_and_the_earlier_export_stays(at):

@@ -278,7 +278,7 @@ def test_a_dataset_that_cannot_be_replaced_stays(at, monkeypatch):
     rename = os.rename
 
     def refuse(old, new):
-        if Path(new) == Path("outputs/sample") and "new" in Path(old).parts:
+        if Path(new) == Path("outputs/sample") and "old" in Path(old).parts:
             raise OSError(5, "Input/output error")
         rename(old, new)
 
@@ -569,6 +569,91 @@ def test_what_a_person_put_into_a_dataset_stays_where_another_run_replaces_it_me
     monkeypatch.setattr(output, "_carry", as_of_a_folder_being_removed)
     ran("window.context_length=8", *SMALL[2:])
     assert len(carried) == 2 and (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.fixture(params=["one step", "three steps"])
+def meanwhile(request, at, monkeypatch):
+    """Does something once, in the moment before the next dataset takes its place."""
+    if request.param == "three steps":
+        monkeypatch.setattr(output.ctypes, "CDLL", lambda *args, **options: None)
+    exchange, todo = output._exchange, []
+
+    def later(*args):
+        while todo:
+            todo.pop()()
+        exchange(*args)
+
+    monkeypatch.setattr(output, "_exchange", later)
+    return todo.append
+
+
+@pytest.mark.row("A8")
+def test_what_comes_into_a_dataset_in_the_moment_before_it_is_replaced_stays(meanwhile):
+    folder = ran(*SMALL).folder
+    ran(*SMALL, job="window.stride=8")
+    (folder / "tokenizer" / "mine.txt").write_text("first")
+    stayed = digests(folder / "window.stride=8")
+
+    def come():
+        ran(*SMALL, "window.context_length=12", job="window.stride=8")
+        ran(*SMALL, "window.context_length=14", job="window.stride=9")
+        os.replace(shutil.copy(folder / "README.md", "n"), folder / "notes.txt")
+        Path("n").write_text("second")
+        os.utime("n", (2**32, 2**32))
+        os.replace("n", folder / "tokenizer" / "mine.txt")
+
+    meanwhile(come)
+    ran("window.context_length=8", *SMALL[2:])
+    lengths = [files.unseal(place / "manifest.json")["config"]["window"]["context_length"] for place in jobs(folder)]
+    assert lengths == [8, 12, 14] and digests(folder / "window.stride=8") != stayed and (folder / "notes.txt").is_file()
+    assert (folder / "tokenizer" / "mine.txt").read_text() == "second" and not list(Path().rglob(".tmp"))
+    assert not ran(*SMALL, "window.context_length=12", job="window.stride=8").published  # it is whole
+    assert not ran(*SMALL, "window.context_length=14", job="window.stride=9").published
+
+
+def jobs(folder: Path) -> list[Path]:
+    return [folder, *sorted(folder.glob("window.stride=*"))]
+
+
+@pytest.mark.row("A8")
+def test_a_job_whose_sweep_s_folder_is_replaced_while_its_dataset_is_built_begins_anew(meanwhile):
+    folder = ran(*SMALL).folder
+    meanwhile(lambda: ran("window.context_length=8", *SMALL[2:]))
+    ran(*SMALL, job="window.stride=8")
+    assert not ran(*SMALL, job="window.stride=8").published and len(jobs(folder)) == 2
+    assert not ran("window.context_length=8", *SMALL[2:]).published and not list(Path().rglob(".tmp"))
+
+
+@pytest.mark.row("A1", "A8")
+def test_a_kill_before_a_replaced_folder_is_emptied_loses_nothing_of_what_had_come(meanwhile, monkeypatch):
+    folder = ran(*SMALL).folder
+    meanwhile(lambda: (folder / "notes.txt").write_text("mine"))
+    with monkeypatch.context() as killed:
+        killed.setattr(output, "_clear", lambda place, home=None: None)
+        ran("window.context_length=8", *SMALL[2:])
+    (left,) = Path("outputs/.tmp").iterdir()
+    left.rename(left.with_name("host~0~0~0"))
+    assert not (folder / "notes.txt").exists()
+    monkeypatch.setattr(output, "alive", lambda run: run.name != "host~0~0~0")
+    assert not ran("window.context_length=8", *SMALL[2:]).published
+    assert (folder / "notes.txt").read_text() == "mine" and not Path("outputs/.tmp").exists()
+
+
+@pytest.mark.row("A16")
+@pytest.mark.parametrize("name", ["state.json", "data-00000000.arrow", "tokenizer/vocabulary.json"])
+def test_a_folder_in_place_of_a_file_of_a_dataset_goes_where_it_is_empty_and_is_named_where_it_is_not(at, name):
+    folder = ran(*SMALL, "tokenizer=bytes").folder
+    name = name if (folder / name).exists() else "tokenizer/" + sorted(os.listdir(folder / "tokenizer"))[0]
+    before = digests(folder)
+    (folder / name).unlink()
+    (folder / name / "deeper").mkdir(parents=True)
+    assert ran(*SMALL, "tokenizer=bytes").published and digests(folder) == before and not Path("outputs/.tmp").exists()
+    (folder / name).unlink()
+    (folder / name / "deeper").mkdir(parents=True)
+    (folder / name / "deeper" / "mine.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"deeper' holds 'mine\.txt'.*nothing was replaced"):
+        ran(*SMALL, "tokenizer=bytes")
+    assert (folder / name / "deeper" / "mine.txt").read_text() == "years of work"
 
 
 @pytest.mark.row("A8")

@@ -26,6 +26,7 @@ An export is built beside its place and swapped in by one rename. `export.json`,
 file and of the manifest it was made from; equal datasets give equal exports. Every byte read is verified first.
 """
 
+import hashlib
 import importlib
 import os
 import shlex
@@ -44,7 +45,7 @@ FORMATS = ("nanogpt", "megatron", "mds", "litdata", "parquet", "webdataset")
 def export(dataset: str | os.PathLike[str], to: str, out: str | os.PathLike[str] | None = None) -> Path:
     """Write the finished dataset at `dataset` in the format `to`; returns the folder, by default `<dataset>-<to>`.
 
-    An earlier export there is replaced. Raises ConfigError where something else lies there, or the format cannot hold
+    An earlier export there is replaced; what else lies in its folder stays. Raises ConfigError where something else lies there, or the format cannot hold
     the dataset; IntegrityError where its files are not those of its manifest; ResourceError where the disk refuses.
     """
     if to not in FORMATS:
@@ -53,7 +54,10 @@ def export(dataset: str | os.PathLike[str], to: str, out: str | os.PathLike[str]
     folder = Path(os.path.abspath(out)) if out is not None else path.with_name(f"{path.name}-{to}")
     require_ours(folder)
     write = importlib.import_module(f"pipeline.exports.{to}").write
-    sources = [Source(opened, split) for split, opened in splits(path).items()]
+    top = manifests.read(path / "manifest.json")
+    opened = splits(path)
+    sources = [Source(dataset, split) for split, dataset in opened.items()]
+    made_from = hashlib.sha256(files.seal(top if top and top.get("splits") else opened["train"].manifest)).hexdigest()
     total = sum(source.bytes for source in sources)
     try:
         with output.replacing(folder) as place, console.progress(f"export to {to}", total) as advance:
@@ -64,7 +68,7 @@ def export(dataset: str | os.PathLike[str], to: str, out: str | os.PathLike[str]
                 notes[source.split] = write(source, target)
             manifest = {
                 "format": to,
-                "dataset": {"name": path.name, "manifest": files.hash_file(path / "manifest.json")[1]},
+                "dataset": {"name": path.name, "manifest": made_from},
                 "command": shlex.join(["python", "-m", "scripts.export", path.name, "--to", to]),
                 "vocab_size": sources[0].vocab_size,
                 "splits": notes,
