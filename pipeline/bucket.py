@@ -149,6 +149,7 @@ class Place:
                 newest[top] = max(put, newest.get(top, 0.0))
         gone = {top for top, put in newest.items() if top == old or put < now - DAY}
         self.store.remove([name for name in there if name.partition("/")[0] in gone])
+        self.store.sweep()
 
     def write_run(self, record: Json, run: str) -> None:
         """`run.json`, beside the manifest, which does not list it."""

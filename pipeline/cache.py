@@ -305,17 +305,27 @@ class Cache:
 
     def leased(self) -> set[Path]:
         """Folders of the entries that living runs use."""
-        return self._named("lease")
-
-    def _named(self, note: str) -> set[Path]:
-        """Folders of the entries that living runs name in their file `note`."""
         named: set[Path] = set()
+        for run in self._runs():
+            with contextlib.suppress(OSError):
+                named |= {self.root / line for line in (run / "lease").read_text().splitlines()}
+        return named
+
+    def _condemned(self, path: Path) -> bool:
+        """Has a living gc said that the entry may go now?"""
+        return any(os.path.lexists(self._mark(path, run)) for run in self._runs())
+
+    def _mark(self, path: Path, run: Path) -> Path:
+        """What a gc says that with: an empty file, since a disk that is full has no room for more."""
+        return run / f"condemned~{path.parent.name}~{path.name}"
+
+    def _runs(self) -> Iterator[Path]:
+        """The temporary folders of living runs."""
         with contextlib.suppress(OSError):
             for run in (self.root / "tmp").iterdir():
                 with contextlib.suppress(OSError):
                     if alive(run):
-                        named |= {self.root / line for line in (run / note).read_text().splitlines()}
-        return named
+                        yield run
 
     @contextlib.contextmanager
     def _condemning(self, path: Path) -> Iterator[None]:
@@ -324,8 +334,8 @@ class Cache:
         Here the leases are read after this was said, there `condemned` is read after the lease was written: at least
         one of the two learns of the other.
         """
-        mark = self.tmp / "condemned"
-        mark.write_text(f"{path.relative_to(self.root)}\n")
+        mark = self._mark(path, self.tmp)
+        mark.touch()
         try:
             yield
         finally:
@@ -421,7 +431,7 @@ class Entry:
             with open(self.cache.tmp / "lease", "a") as file:
                 file.write(f"{self.stage}/{self.key}\n")
         deadline = time.monotonic() + GC_PATIENCE
-        while self.folder in self.cache._named("condemned") and time.monotonic() < deadline:
+        while self.cache._condemned(self.folder) and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def manifest(self) -> Json | None:
@@ -431,6 +441,15 @@ class Entry:
         """
         content = self._manifest_here()
         return self.shelf.manifest() if content is None and self.shelf else content
+
+    def believed(self) -> Json | None:
+        """The manifest as `manifest`. One that is damaged is set aside: were it left, every shard and run would tell of it."""
+        path = self.folder / "manifest.json"
+        before = _state(path)
+        manifest = self.manifest()
+        if manifest is None and before and _state(path) == before:
+            self.set_aside(path)
+        return manifest
 
     def _manifest_here(self) -> Json | None:
         if self.folder.is_symlink():
@@ -478,12 +497,8 @@ class Entry:
         written. Raises IntegrityError where a damaged file cannot be set aside, ResourceError where a file cannot be
         read. With a store it is the store that must have every file; each is hashed when it is used.
         """
-        path = self.folder / "manifest.json"
-        before = _state(path)
-        manifest = self.manifest()
+        manifest = self.believed()
         if manifest is None:
-            if before and _state(path) == before:  # damaged: were it left, every shard would tell of it
-                self.set_aside(path)
             return None
         if shelf := self.shelf:
             return manifest if shelf.complete(manifest, workers) else None

@@ -12,12 +12,17 @@ GUESSES = ("text", "documents", "tokens", "rows", "disk")
 
 def remember(plan: Json, root: Path, recorded: Json) -> None:
     """Note in the cache at `root` what was said of a configuration."""
-    path = _note(root, recorded)
-    with contextlib.suppress(OSError):  # a cache that cannot be written only costs the comparison
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}-{os.getpid()}")
-        aside.write_bytes(files.seal({"plan": plan}))
-        os.replace(aside, path)
+    from pipeline.cache import Cache
+
+    path, cache = _note(root, recorded), Cache.open(root)
+    try:
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs the comparison
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cache.tmp.mkdir(parents=True, exist_ok=True)
+            (cache.tmp / path.name).write_bytes(files.seal({"plan": plan}))
+            os.replace(cache.tmp / path.name, path)
+    finally:
+        cache.close()
 
 
 def recall(root: Path, recorded: Json, size: int) -> Json | None:

@@ -77,12 +77,13 @@ def differs(store: Store, name: str, size: int, sha: str) -> str | None:
 def gc(url: str, max_bytes: int) -> dict[str, int]:
     """Remove what is in quarantine, then the longest unused entries, until at most `max_bytes` are left.
 
-    Never one that was used within a DAY. Returns the names of what was removed, and its bytes.
+    Never one that was used within a DAY. What killed runs were putting until then goes whatever the bound. Returns the
+    names of what was removed, and its bytes.
     """
     store = Store(url)
     there = store.listed()
     shelves, now = _shelves(url, there), store.probe()
-    total, removed = sum(size for size, _ in there.values()), {}
+    total, removed = sum(size for size, _ in there.values()), store.sweep()
     for name in [name for name in there if re.fullmatch(f"quarantine/{SET_ASIDE.pattern}", name)]:
         if total > max_bytes:
             store.remove([name])

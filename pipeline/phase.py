@@ -11,6 +11,7 @@ found by its receipt and not computed again.
 
 import contextlib
 import logging
+import os
 import re
 import time
 from collections import Counter
@@ -239,7 +240,8 @@ class Line:
     def found(self, entries: list[Entry], manifest: Json) -> None:
         """Tell of stages that are not needed, as what follows from them is whole and has this manifest."""
         for entry in entries:
-            self.tell(entry, entry.manifest() or {"ledger": manifest["ledger"], "files": {}})
+            known = entry.believed() if os.access(entry.folder, os.W_OK) else entry.manifest()
+            self.tell(entry, known or {"ledger": manifest["ledger"], "files": {}})
 
     def _briefly(self, reasons: list[str]) -> str:
         """Up to three differences; those of a stage upstream in one word, since that stage has told them."""

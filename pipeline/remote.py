@@ -10,9 +10,10 @@ when somebody opens it, and hashed as it arrives: so machine B reads the one sha
 
 **Why it holds without a rename.** An object appears whole or not at all: a PUT, or the last call of a multipart
 upload, is what the rename is on a disk. A kill before it leaves nothing that has a name (parts of an upload are for
-the bucket's own rule to remove). Names hold the key, so two writers write the same bytes, and whichever is last
-changes nothing; the manifest is put on the condition that there is none, where the store knows conditions. No lock is
-needed and none is tried: two machines that compute the same shard at once lose time, nothing else.
+the bucket's own rule to remove; where the store is a folder, a `*.putting-*` stays, which `gc` removes a DAY later).
+Names hold the key, so two writers write the same bytes, and whichever is last changes nothing; the manifest is put on
+the condition that there is none, where the store knows conditions. No lock is needed and none is tried: two
+machines that compute the same shard at once lose time, nothing else.
 
 **What is believed.** A receipt or a manifest in the store, as on the disk, only when its seal is whole. A data file
 only after its sha256 was found right as it arrived. Until then the manifest's word and a listing with the same number
@@ -42,6 +43,7 @@ import hashlib
 import logging
 import os
 import re
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -63,6 +65,7 @@ log = logging.getLogger(__name__)
 
 DAY, HOUR = 86_400.0, 3_600.0  # seconds
 USED = ".used"
+PUTTING = re.compile(r"\.putting-\d+-\d+$")  # in a folder, how the name ends of what is being put
 SHARD = re.compile(r"\d{8}\.[a-z.]+")  # what may be dropped from a scratch
 KEPT_IN_MEMORY = 4  # manifests
 
@@ -95,14 +98,14 @@ class Store:
     def read(self, name: str) -> bytes | None:
         """A small object; None where there is none."""
         with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
-            return bytes(fs.cat_file(f"{root}/{name}"))
+            return bytes(fs.cat_file(_object(fs, f"{root}/{name}")))
         return None
 
     def put(self, name: str, data: bytes, new: bool = False) -> bool:
         """Put a small object, with `new` only where there is none of that name yet. False: there was one."""
         with _writing(self.url) as (fs, root):
             if _on_disk(fs):
-                with _renaming(fs, f"{root}/{name}") as temporary:
+                with _renaming(root, name) as temporary:
                     Path(temporary).write_bytes(data)
                 return True
             if not new:
@@ -130,7 +133,7 @@ class Store:
         """Put a file; the object appears whole."""
         with _writing(self.url) as (fs, root):
             if _on_disk(fs):
-                with _renaming(fs, f"{root}/{name}") as temporary:
+                with _renaming(root, name) as temporary:
                     fs.put_file(str(path), temporary)
             else:
                 fs.put_file(str(path), f"{root}/{name}")
@@ -138,19 +141,19 @@ class Store:
     def download(self, name: str, path: Path) -> bool:
         """Fetch an object to a new file. False: there is none."""
         with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
-            fs.get_file(f"{root}/{name}", str(path))
+            fs.get_file(_object(fs, f"{root}/{name}"), str(path))
             return True
         return False
 
     def copy(self, name: str, to: "Store", as_name: str) -> None:
         """Copy an object within the store, without fetching it. Raises FileNotFoundError."""
         with _reaching(self.url) as (fs, root):
-            target = f"{stores.connect(to.url, '', stores.NO_PLACE)[1].rstrip('/')}/{as_name}"
+            target = stores.connect(to.url, "", stores.NO_PLACE)[1].rstrip("/")
             if _on_disk(fs):
-                with _renaming(fs, target) as temporary:
-                    fs.cp_file(f"{root}/{name}", temporary)
+                with _renaming(target, as_name) as temporary:
+                    fs.cp_file(_object(fs, f"{root}/{name}"), temporary)
             else:
-                fs.cp_file(f"{root}/{name}", target)
+                fs.cp_file(f"{root}/{name}", f"{target}/{as_name}")
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None where there is none."""
@@ -169,7 +172,7 @@ class Store:
         """Size in bytes and sha256 of an object, read a few MiB at a time; None where there is none."""
         sha, size = hashlib.sha256(), 0
         with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
-            with fs.open(f"{root}/{name}", "rb", cache_type="none") as file:
+            with fs.open(_object(fs, f"{root}/{name}"), "rb", cache_type="none") as file:
                 while piece := file.read(stores.AHEAD):
                     engine.checkpoint()
                     sha.update(piece)
@@ -186,7 +189,7 @@ class Store:
             return {
                 name[start:]: (int(info["size"] or 0), _when(info))
                 for name, info in sorted(found.items())
-                if info["type"] == "file" and name[start:] and ".putting-" not in name
+                if info["type"] == "file" and name[start:] and not PUTTING.search(name)
             }
         return {}
 
@@ -195,7 +198,7 @@ class Store:
         with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
             place = f"{root}/{folder}".rstrip("/")
             found = sorted(name.rstrip("/").rpartition("/")[2] for name in fs.ls(place, detail=False))
-            return [name for name in found if name and ".putting-" not in name]
+            return [name for name in found if name and not PUTTING.search(name)]
         return []
 
     def remove(self, names: list[str]) -> None:
@@ -209,6 +212,20 @@ class Store:
             for path in paths:
                 with contextlib.suppress(FileNotFoundError):
                     fs.rm_file(path)
+
+    def sweep(self) -> dict[str, int]:
+        """Remove what was being put into a folder when a run was killed, a DAY ago or more. Returns names and bytes."""
+        removed: dict[str, int] = {}
+        with _reaching(self.url) as (fs, root):
+            left = [path for path in Path(root).rglob("*") if PUTTING.search(path.name)] if _on_disk(fs) else []
+            now = self.probe() if left else 0.0
+            for path in left:
+                with contextlib.suppress(OSError):
+                    state = path.stat()
+                    if now - state.st_mtime >= DAY:
+                        path.unlink()
+                        removed[str(path.relative_to(root))] = state.st_size
+        return removed
 
 
 @lru_cache(maxsize=16)
@@ -228,6 +245,8 @@ def _reaching(url: str) -> Iterator[tuple[Any, str]]:
     except Exception as error:
         if (stopped := engine.interrupted()) is not None:
             raise stopped from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise from_os_error(error, PUTTING.sub("", str(error.filename2 or "")) or url.removeprefix("file://")) from error
         said = stores.explain(url, error)
         raise ResourceError(f"{said} What is finished is kept: run again when it answers.") from error
 
@@ -246,14 +265,25 @@ def _on_disk(fs: Any) -> bool:
     return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
 
 
+def _object(fs: Any, path: str) -> str:
+    """The path of an object. Raises FileNotFoundError where in a folder something else has its name: it is never read."""
+    if _on_disk(fs) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
+    return path
+
+
 @contextlib.contextmanager
-def _renaming(fs: Any, path: str) -> Iterator[str]:
-    """In a folder an object appears by a rename, as in the cache."""
-    folder, _, name = path.rpartition("/")
-    os.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/{name}.putting-{os.getpid()}-{time.monotonic_ns()}"
+def _renaming(root: str, name: str) -> Iterator[str]:
+    """In a folder an object appears by a rename, as in the cache. A folder in its place is set aside."""
+    path = f"{root}/{name}"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.putting-{os.getpid()}-{time.monotonic_ns()}"
     try:
         yield temporary
+        if os.path.isdir(path):
+            log.warning("%r is not a file: it is set aside", path)
+            os.makedirs(f"{root}/quarantine", exist_ok=True)
+            os.rename(path, f"{root}/quarantine/{name.replace('/', '-')}-{time.time_ns()}")
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):

@@ -1124,6 +1124,23 @@ def test_gc_empties_the_quarantine_first_and_takes_unfinished_entries_in_their_t
     assert list(cache.entries()) == []
 
 
+def test_gc_needs_no_byte_of_a_full_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = cache.entry("encode", {"n": 1})
+    with entry.write("00000000.arrow") as file:
+        file.write(b"rows")
+    cache.tmp.mkdir(parents=True, exist_ok=True)
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("write_text", "write_bytes"):
+        monkeypatch.setattr(Path, name, full)
+    other = Cache(cache.root, f"{cache.run}1")
+    seen: list[bool] = []
+    monkeypatch.setattr(Cache, "leased", lambda self: seen.append(other._condemned(entry.folder)) or set())
+    assert set(cache.gc(0)) == {entry.folder} and seen == [True] and not other._condemned(entry.folder)
+
+
 def test_gc_leaves_what_is_no_entry_alone(cache: Cache) -> None:
     stored(cache, 1, 100)
     strange = [cache.root / "photos" / ("0" * 32) / "p.jpg", cache.root / "quarantine" / "mine.txt", cache.root / "notes.txt"]

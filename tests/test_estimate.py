@@ -1,9 +1,12 @@
 """What a plan says, against the run that follows."""
 
+import errno
 import gzip
 import json
+import os
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -345,6 +348,16 @@ def test_what_is_not_bounded_can_be_noted_all_the_same(at, monkeypatch, capsys):
     options = ["corpus=text", "corpus.paths=[in.txt]", "corpus.document=line", "tokenizer=bytes", "embedding=none"]
     assert cli.exit_code([*options, "plan=true"]) == cli.exit_code(options) == 0
     assert "had said" in capsys.readouterr().out
+
+
+def test_what_a_plan_cannot_note_for_want_of_room_leaves_nothing(at, monkeypatch):
+    def full(path, data):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    foretold.remember({"size": 7}, at, {"corpus": {}})
+    assert not [path for path in at.rglob("*") if path.is_file()] and not list((at / "tmp").iterdir())
 
 
 def test_a_sweep_of_plans_says_each_and_a_wrong_value_is_an_error_of_the_configuration(at, capsys):

@@ -1,5 +1,6 @@
 """The cache in a store: the same bytes, nothing computed twice, and what damage, a kill and a silent server leave."""
 
+import errno
 import hashlib
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import s3
 from conftest import ROOT, composed
 from pipeline import housekeeping, remote
+from pipeline.bucket import Place
 from pipeline.cache import Cache, Entry
 from pipeline.config import Config
 from pipeline.errors import ConfigError, ResourceError
@@ -155,6 +157,60 @@ def test_a_scratch_keeps_to_its_bound_drops_nothing_that_the_store_lacks_and_wha
     left = {path.name for path in entry.folder.glob("*.arrow")}
     write(entry, "00000020.arrow", b"x" * 5000)
     assert left < {path.name for path in entry.folder.glob("*.arrow")}
+
+
+@pytest.mark.row("A16")
+@pytest.mark.parametrize("what", ["a pipe", "a folder"])
+@pytest.mark.parametrize("name", ["manifest.json", "00000000.arrow"])
+def test_what_is_no_file_in_a_store_that_is_a_folder_is_never_read_and_put_again(
+    at: Path, store: Store, what: str, name: str
+) -> None:
+    config = composed(*SMALL, f"cache.remote={store.url}", "cache.dir=one", "output.dir=o")
+    Path("a.txt").write_text(LINES)
+    forget()
+    run(config)
+    (path,) = (Path(store.url[7:]) / "window").glob(f"*/{name}")
+    path.unlink()
+    if what == "a pipe":
+        os.mkfifo(path)
+    else:
+        (path / "deeper").mkdir(parents=True)
+    forget()
+    shutil.rmtree("one")
+    shutil.rmtree("o")
+    assert (
+        housekeeping.differs(store, str(path.relative_to(store.url[7:])), 1, "") == "expected 1 bytes, sha256 , found nothing"
+    )
+    run(config)
+    assert path.is_file() and all(problem is None for _, problem in housekeeping.verify(store.url))
+
+
+@pytest.mark.row("A28")
+def test_what_a_killed_run_was_putting_goes_a_day_later(at: Path, store: Store) -> None:
+    whole(scratch(store, "one"), "00000000.arrow")
+    folder = Path(store.url[7:])
+    names = ["encode/a.arrow.putting-12-34", "b.putting-1-2", "encode/mine.putting-not"]
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"half")
+    assert housekeeping.gc(store.url, 1 << 40) == {}
+    for name in names[::2]:
+        os.utime(folder / name, (1, 1))
+    assert housekeeping.gc(store.url, 1 << 40) == {names[0]: 4}
+    assert [(folder / name).exists() for name in names] == [False, True, True]
+    os.utime(folder / names[1], (1, 1))
+    Place(store.url)._clear("", None)
+    assert not (folder / names[1]).exists()
+
+
+@pytest.mark.row("A10")
+def test_a_store_on_a_full_disk_says_that_it_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ResourceError, match=r"^No space left writing '/.*/store/cache' .*Free space"):
+        store.put("x", b"y")
 
 
 def test_a_put_on_condition_leaves_what_is_there(store: Store) -> None:

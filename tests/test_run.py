@@ -237,6 +237,21 @@ def test_a_damaged_output_is_written_again(at):
     assert again.published and path.read_text() != "mine now"
 
 
+@pytest.mark.row("A17")
+def test_a_damaged_manifest_of_a_stage_that_is_not_needed_is_told_once_and_set_aside(at, caplog):
+    ran(*SMALL)
+    (path,) = Path("data/cache/tokenize").glob("*/manifest.json")
+    path.chmod(0o644)
+    path.write_bytes(b"")
+    for said in (1, 0):
+        files._ignore.cache_clear()
+        caplog.clear()
+        ran(*SMALL, "window.context_length=12")
+        assert sum("damaged and ignored" in message for message in caplog.messages) == said
+    assert not path.exists() and [name for name in os.listdir("data/cache/quarantine") if "manifest.json" in name]
+    assert all(problem is None for _, problem in cache.Cache.open(Path("data/cache")).verify())
+
+
 @pytest.mark.row("A32")
 def test_a_folder_that_is_not_ours_is_never_touched(at):
     folder = Path("outputs/sample")

@@ -45,8 +45,9 @@ FORMATS = ("nanogpt", "megatron", "mds", "litdata", "parquet", "webdataset")
 def export(dataset: str | os.PathLike[str], to: str, out: str | os.PathLike[str] | None = None) -> Path:
     """Write the finished dataset at `dataset` in the format `to`; returns the folder, by default `<dataset>-<to>`.
 
-    An earlier export there is replaced; what else lies in its folder stays. Raises ConfigError where something else lies there, or the format cannot hold
-    the dataset; IntegrityError where its files are not those of its manifest; ResourceError where the disk refuses.
+    An earlier export there is replaced; what else lies in its folder stays. Raises ConfigError where something else lies
+    there, or the format cannot hold the dataset; IntegrityError where its files are not those of its manifest;
+    ResourceError where the disk refuses.
     """
     if to not in FORMATS:
         raise ConfigError(f"export: no format {to!r}; there are {', '.join(FORMATS)}.")
