@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import engine, files, manifests
-from pipeline.errors import ConfigError, ResourceError, from_os_error
+from pipeline.errors import ConfigError, PipelineError, ResourceError, from_os_error
 from pipeline.files import Json
 from pipeline.split import ordered
 from pipeline.temporary import NAME, alive, run_name
@@ -324,7 +324,7 @@ def _clear(place: Path, home: Path | None = None) -> None:
     lay in a folder that it has replaced, or all stays.
     """
     for _ in range(10):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, PipelineError):
             for old in (*place.glob("aside*/*"), *(place / "old").glob("*")):
                 there = (home or place.parents[1]) / old.name
                 if os.path.lexists(there):
@@ -363,12 +363,14 @@ def _empty(old: Path, home: Path, ours: frozenset[Path] = frozenset()) -> None:
                     _empty(path, there, ours)
             elif path in ours:
                 path.unlink()
+            elif path.name.startswith(".nfs"):
+                continue  # what is open and was unlinked, on a network file system
             elif there in ours or there.is_dir():
                 _rename(path, there)
             elif not os.path.lexists(there) or _later(path, there):
                 there.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, there)
-            elif not path.name.startswith(".nfs"):  # what is open and was unlinked, on a network file system
+            else:
                 path.unlink()
         try:
             return os.rmdir(old)
