@@ -32,8 +32,8 @@ from pipeline.arrow import flat_list, flattened, joined, numbers, to_numpy
 from pipeline.cache import Cache, Entry
 from pipeline.errors import PipelineError, from_os_error
 from pipeline.files import existing, fsync_dir, write_rate
-from pipeline.output import AT_FDCWD, RENAME_EXCHANGE, WORKSHOP
 from pipeline.stream import Stream
+from pipeline.swap import AT_FDCWD, RENAME_EXCHANGE, WORKSHOP
 
 MEMINFO = Path("/proc/meminfo")
 GROUP = Path("/sys/fs/cgroup")  # of the container that this process is in

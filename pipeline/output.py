@@ -9,50 +9,30 @@
       sources.jsonl             the input files, where they are more than 10,000; else the manifest lists them
       run.json report.html      what differs between equal runs: times, engine, workers, host; and a page for a person
 
-A folder is built beside its place and swapped in by one rename. Only a folder that holds a manifest of ours is
-ever replaced.
-
-**What else lies in a folder that is replaced** (the jobs of a sweep, a person's notes) is linked into the new one before
-it is swapped in, so that nothing is away for a moment; what comes after that, be it another run's dataset, moves over
-from the old one as that is emptied. There a file is unlinked only where the old dataset's manifest lists it, or where
-the new folder has it or a later one of its name; the rest is renamed into the new folder; and a folder goes by `rmdir`,
-which refuses where something has just come, and then it is looked through again. From then on a writer who had reached
-the old folder is told that it is gone, and ours begin anew. So nothing can fall between the two, and no lock is needed.
-A kill in the middle leaves the old folder in the workshop, and the next run goes on emptying it.
+A folder is built beside its place and swapped in by one rename, see swap.py. Only a folder that holds a manifest of ours
+is ever replaced.
 """
 
-import contextlib
-import ctypes
-import errno
-import itertools
 import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import engine, files, manifests
-from pipeline.errors import ConfigError, PipelineError, ResourceError, from_os_error
+from pipeline import files, manifests, swap
+from pipeline.errors import ConfigError, ResourceError, from_os_error
 from pipeline.files import Json
 from pipeline.split import ordered
-from pipeline.temporary import NAME, alive, run_name
 
 log = logging.getLogger(__name__)
 
 File = tuple[os.PathLike[str], Json]  # a finished file of the cache and its receipt
-RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
-_serial = itertools.count()
-WORKSHOP = ".tmp"  # beside the dataset: where it is built
-MANIFESTS = ("manifest.json", "export.json")  # of a dataset, of an export
 REPORT = "report.html"
 SOURCES = "sources.jsonl"  # what the manifest says of the input files, where they are more than LISTED
 LISTED = 10_000  # input files that a manifest lists itself
-UNLISTED = ("run.json", REPORT)  # beside the manifest: what differs between equal runs
 SWEEP = "sweep.html"  # beside the jobs of a sweep
 STAGES = ("load", "fingerprint", "selection", "tokenizer", "tokenize", "encode", "arrange", "window", "embed")
 
@@ -105,7 +85,7 @@ def require_ours(folder: Path) -> None:
     datasets of ours, will do); IntegrityError where its manifest is none of ours for all its seal; ResourceError where
     the place cannot be written.
     """
-    if folder.name == WORKSHOP:
+    if folder.name == swap.WORKSHOP:
         raise ConfigError(f"{str(folder)!r} is where datasets are built: set output.dir= or name=.")
     try:
         os.lstat(folder)
@@ -115,7 +95,7 @@ def require_ours(folder: Path) -> None:
     except OSError as error:
         raise from_os_error(error, folder) from error
     if folder.is_dir() and not folder.is_symlink():
-        inside = {p.name for p in folder.iterdir()} - {WORKSHOP, SWEEP}
+        inside = {p.name for p in folder.iterdir()} - {swap.WORKSHOP, SWEEP}
         if not inside or manifests.read(folder / "manifest.json") is not None or all(_is_dataset(folder / n) for n in inside):
             _require_writable(folder)
             return
@@ -249,11 +229,11 @@ def publish(folder: Path, links: dict[str, File], texts: dict[str, bytes], manif
     manifest = describe(links, texts, manifest)
     notes = manifest["files"]
     require_ours(folder)
-    with _workshop(folder, run) as place, files.storing(folder):
+    with swap.workshop(folder, run) as place, files.storing(folder):
         if files.unseal(folder / "manifest.json") == manifest and _whole(folder, links, notes):
             return False
         _require_room(folder, links)
-        _insist(lambda: _swap_in(folder, links, texts, manifest, place))
+        swap.insist(lambda: _swap_in(folder, links, texts, manifest, place))
     return True
 
 
@@ -270,176 +250,11 @@ def describe(links: dict[str, File], texts: dict[str, bytes], manifest: Json) ->
     return {"schema": files.SCHEMA, **manifest, "files": notes}
 
 
-@contextlib.contextmanager
-def _workshop(folder: Path, run: str) -> Iterator[Path]:
-    """The run's own folder beside `folder`, gone afterwards. What dead runs left in theirs goes too."""
-    workshop = folder.parent / WORKSHOP
-    with contextlib.suppress(OSError):
-        for other in workshop.iterdir():
-            with contextlib.suppress(OSError):
-                if not alive(other):
-                    _clear(other)
-    try:
-        yield workshop / run
-    finally:
-        engine.surely(lambda: _clear(workshop / run))
-        with contextlib.suppress(OSError):
-            workshop.rmdir()
-
-
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which is swapped with what is at `folder`, if anything, where the block ends well.
-
-    What else lies there stays.
-    """
-    with _workshop(folder, run_name(next(_serial))) as place, _swapping(folder, place) as new:
-        yield new
-
-
-@contextlib.contextmanager
-def _swapping(folder: Path, place: Path) -> Iterator[Path]:
-    """As `replacing`, in the workshop `place`. The folder lies in `new` until it is finished, and then in `old`, where what
-    it is swapped with comes to lie. Raises FileNotFoundError where the workshop went with a folder around it meanwhile.
-    """
-    new, ready = place / "new" / folder.name, place / "old" / folder.name
-    _make(new)
-    handle = os.open(new, os.O_RDONLY | os.O_DIRECTORY)  # while it is open no other folder gets its number
-    try:
-        yield new
-        _make(ready.parent)
-        for made in (*(p for p in new.rglob("*") if p.is_dir()), new, ready.parent):
-            files.fsync_dir(made)
-        if not _same(new, handle):  # made again by a step in the middle, and so not whole
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(new))
-        os.rename(new, ready)
-        _exchange(ready, folder)
-        files.fsync_dir(folder.parent)
-    finally:
-        os.close(handle)
-
-
-def _clear(place: Path, home: Path | None = None) -> None:
-    """Remove a run's folder. What it had moved aside and not replaced yet returns first, to `home`, and so does what else
-    lay in a folder that it has replaced, or all stays.
-    """
-    for _ in range(10):
-        with contextlib.suppress(OSError, PipelineError):
-            for old in (*place.glob("aside*/*"), *(place / "old").glob("*")):
-                there = (home or place.parents[1]) / old.name
-                if os.path.lexists(there):
-                    _empty(old, there)
-                else:
-                    os.rename(old, there)
-            return shutil.rmtree(place, ignore_errors=True)
-        time.sleep(0.01)  # a folder around it is being replaced, it may be
-
-
-def _empty(old: Path, home: Path, ours: frozenset[Path] = frozenset()) -> None:
-    """Remove a folder that `home` has replaced. What is not of its dataset, and has come since the rest was linked, moves
-    there. `ours` are the files of both datasets, and the folders that they lie in. Raises OSError.
-    """
-    mine, theirs = _manifest(old), _manifest(home)
-    ours |= _paths(old, mine) | _paths(home, theirs)
-    if mine.get("ledger") and mine != theirs:
-        ours |= {old / name for name in UNLISTED}
-    for last in (False,) * 100 + (True,):
-        for path in sorted(old.iterdir(), key=lambda path: path.name in MANIFESTS):  # last, as it tells what may go
-            there = home / path.name
-            if path.name == WORKSHOP and not path.is_symlink():  # whose run finds it gone, and begins anew
-                for run in path.iterdir():
-                    if NAME.fullmatch(run.name):
-                        _clear(run, home)
-                    else:
-                        _moved(run, there / run.name)
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-            elif path.is_dir() and not path.is_symlink():
-                if there.is_file():
-                    _rename(path, there)
-                elif path in ours or not _moved(path, there):
-                    while not {path, there} & ours and _later(path / "manifest.json", there / "manifest.json"):
-                        _exchange(path, there, old)  # another run has put its dataset into the old folder since
-                    _empty(path, there, ours)
-            elif path in ours:
-                path.unlink()
-            elif path.name.startswith(".nfs"):
-                continue  # what is open and was unlinked, on a network file system
-            elif there in ours or there.is_dir():
-                _rename(path, there)
-            elif not os.path.lexists(there) or _later(path, there):
-                there.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, there)
-            else:
-                path.unlink()
-        try:
-            return os.rmdir(old)
-        except OSError as error:
-            if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-
-
-def _manifest(folder: Path) -> Json:
-    """The manifest of the dataset or the export in a folder; one that lists nothing where there is none."""
-    return next((found for name in MANIFESTS if (found := files.unseal(folder / name))), {"files": {}})
-
-
-def _paths(folder: Path, manifest: Json) -> set[Path]:
-    """The files of the dataset or the export in a folder, and the folders in it that they lie in."""
-    if not manifest["files"]:
-        return set()
-    found = {folder / name for name in (*MANIFESTS, *manifest["files"])}
-    return found | {up for path in found for up in path.parents if up.is_relative_to(folder) and up != folder}
-
-
-def _later(path: Path, than: Path) -> bool:
-    """Are both there, and the first one is another file, and the later one?"""
-    with contextlib.suppress(OSError):
-        return path.lstat().st_mtime_ns > than.lstat().st_mtime_ns and not _same(path, than)
-    return False
-
-
-def _moved(folder: Path, there: Path) -> bool:
-    """Move a folder, where nothing is in its place."""
-    there.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError, NotADirectoryError):
-        try:
-            os.rename(folder, there)
-            return True
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-    return False
-
-
-def _rename(path: Path, there: Path) -> None:
-    """Move what has a name that the new dataset has taken, under another; an empty folder goes."""
-    with contextlib.suppress(OSError):
-        return path.rmdir()
-    free = next(free for n in itertools.count(1) if not os.path.lexists(free := there.with_name(f"{there.name}~{n}")))
-    log.warning("%r was in the way of what is new: it is %r now", str(there), free.name)
-    os.rename(path, free)
-
-
-def _make(folder: Path) -> None:
-    """Create a folder of the workshop."""
-    _insist(lambda: folder.mkdir(parents=True, exist_ok=True))
-
-
-def _insist(step: Callable[[], None]) -> None:
-    """Take a step in a folder that another run may be removing or replacing at this moment; then there is a new one."""
-    for _ in range(100):
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            return step()
-        time.sleep(0.01)
-    return step()
-
-
 def _whole(folder: Path, links: dict[str, File], notes: dict[str, Json]) -> bool:
     """Is every file of the folder what its manifest says? A link to a file of the cache that was just verified is."""
     for name, note in notes.items():
         path = folder / name
-        if name in links and _same(path, str(links[name][0])):
+        if name in links and swap.same(path, str(links[name][0])):
             continue
         if problem := files.compare(path, note)[0]:
             log.warning("%r is damaged: %s; the dataset is written again", str(path), problem)
@@ -447,17 +262,10 @@ def _whole(folder: Path, links: dict[str, File], notes: dict[str, Json]) -> bool
     return True
 
 
-def _same(path: Path, other: Path | str | int) -> bool:
-    """Are these one file or folder, by another name or opened?"""
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.stat(path), os.stat(other))
-    return False
-
-
 def _swap_in(folder: Path, links: dict[str, File], texts: dict[str, bytes], manifest: Json, place: Path) -> None:
     """Build the dataset in the workshop `place` and swap it with what is at `folder`."""
-    _clear(place)  # of what a folder around it took away in the middle
-    with _swapping(folder, place) as new:
+    swap.clear(place)  # of what a folder around it took away in the middle
+    with swap.swapping(folder, place) as new:
         while not _build(folder, links, texts, manifest, new):
             for path in new.iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -470,7 +278,7 @@ def _build(folder: Path, links: dict[str, File], texts: dict[str, bytes], manife
     for name in (*links, *texts):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
     for name, (source, _) in links.items():
-        _link(source, new / name)
+        swap.link(source, new / name)
     for name, data in {**texts, "manifest.json": files.seal(manifest)}.items():
         with open(new / name, "wb") as file:
             file.write(data)
@@ -481,9 +289,9 @@ def _build(folder: Path, links: dict[str, File], texts: dict[str, bytes], manife
     except FileNotFoundError:
         return True
     try:
-        return _carry(folder, new) and _same(folder, handle)
+        return swap.carry(folder, new) and swap.same(folder, handle)
     except (FileNotFoundError, ConfigError):
-        if _same(folder, handle):
+        if swap.same(folder, handle):
             raise
         return False
     finally:
@@ -495,73 +303,6 @@ def _require_room(folder: Path, links: dict[str, File]) -> None:
     here = files.existing(folder).stat().st_dev
     elsewhere = (note["bytes"] for source, note in links.values() if files.existing(Path(str(source))).stat().st_dev != here)
     files.require_space(folder, sum(elsewhere))
-
-
-def _carry(old: Path, new: Path) -> bool:
-    """What else lies in a folder that is replaced stays in it: the jobs of a sweep, a person's notes. False where a folder
-    in it was replaced meanwhile, so that some may be of one and some of the other.
-
-    Raises ConfigError where it is in the way of what is new.
-    """
-    known: dict[Path, os.stat_result] = {}
-    ours = {"manifest.json", *(files.unseal(old / "manifest.json") or {"files": {}})["files"]}
-    places = {os.path.dirname(name) for name in ours}  # the folder itself, and those of splits
-    for here, folders, names in os.walk(old):
-        place = Path(here).relative_to(old)
-        folders[:] = [name for name in folders if name != WORKSHOP]
-        known |= {path: path.lstat() for path in (Path(here, name) for name in folders)}
-        blocked = any((new / up).is_file() for up in (place, *place.parents))  # it lies in the place of a file
-        names += [name for name in folders if Path(here, name).is_symlink()]
-        apart = UNLISTED if os.path.dirname(place / "x") in places else ()
-        kept = [name for name in names if name not in apart and str(place / name) not in ours]
-        clash = [name for name in kept if blocked or os.path.lexists(new / place / name)]
-        if clash:
-            raise ConfigError(
-                f"{here!r} holds {', '.join(map(repr, sorted(clash)[:3]))}, which this pipeline did not write and "
-                "which is in the way of the new dataset: nothing was replaced. Move it away, or set output.dir= or name=."
-            )
-        if kept or not (names or blocked):
-            (new / place).mkdir(parents=True, exist_ok=True)
-        for name in kept:
-            _link(Path(here, name), new / place / name)
-    return all(os.path.samestat(state, path.lstat()) for path, state in known.items())
-
-
-def _link(source: os.PathLike[str] | str, target: Path | str) -> None:
-    """The file of the cache under a second name; a copy where the file system has no hard links."""
-    source = os.fspath(source)
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        with open(source, "rb") as old, open(target, "xb") as new:
-            shutil.copyfileobj(old, new, 1 << 20)
-            new.flush()
-            os.fsync(new.fileno())
-
-
-def _exchange(new: Path, old: Path, place: Path | None = None) -> None:
-    """Put a folder in the place of another, and that, if there is one, in its: in one step where the kernel can
-    (renameat2), else in three, by way of a folder in `place`.
-    """
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    for last in (False,) * 100 + (True,):
-        if renameat2 and renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
-            return
-        missing = renameat2 is not None and ctypes.get_errno() == errno.ENOENT  # nothing was there, else they were exchanged
-        aside = (place or new.parents[1]) / f"aside{next(_serial)}" / new.name
-        try:
-            if not os.path.lexists(old):
-                return os.rename(new, old)
-            if missing and not last:
-                continue  # it has come this moment: taken aside it would be away for another
-            aside.parent.mkdir()
-            os.rename(old, aside)
-            os.rename(new, old)
-            os.rename(aside, new)
-            return aside.parent.rmdir()
-        except OSError as error:  # another run has just put its own there, or taken the old one away
-            if last or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
-                raise
 
 
 def write_run(folder: Path, record: Json, run: str) -> None:
@@ -576,12 +317,12 @@ def run_text(record: Json) -> str:
 
 def write_text(folder: Path, name: str, text: str, run: str) -> None:
     """A file in the folder, or in that of a split, that no manifest lists, replaced atomically."""
-    with _workshop(folder, run) as place, files.storing(folder / name):
+    with swap.workshop(folder, run) as place, files.storing(folder / name):
         new = place / Path(name).name
 
         def put() -> None:
-            _make(place)
+            swap.make(place)
             new.write_text(text, "utf-8")
             os.replace(new, folder / name)
 
-        _insist(put)
+        swap.insist(put)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from conftest import ROOT, composed
-from pipeline import cache, corpus, estimate, files, output, phase, steps
+from pipeline import cache, corpus, estimate, files, phase, steps, swap
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.run import Outcome, run
 
@@ -276,11 +276,11 @@ def test_what_a_run_that_died_had_moved_aside_returns(at, monkeypatch, exchange)
     folder = Path("outputs/sample")
     (folder / "notes.txt").write_text("mine")
     aside = Path("outputs/.tmp/host~0~0~0/old/sample")
-    monkeypatch.setattr(output, "alive", lambda run: run.name != "host~0~0~0")
+    monkeypatch.setattr(swap, "alive", lambda run: run.name != "host~0~0~0")
     aside.parent.mkdir(parents=True)
     folder.rename(aside)
     if not exchange:
-        monkeypatch.setattr(output.ctypes, "CDLL", lambda *args, **options: None)
+        monkeypatch.setattr(swap.ctypes, "CDLL", lambda *args, **options: None)
     outcome = ran(*SMALL[:1], "window.stride=4", SMALL[2])
     assert outcome.published and (folder / "notes.txt").read_text() == "mine"
     assert not Path("outputs/.tmp").exists()
@@ -289,7 +289,7 @@ def test_what_a_run_that_died_had_moved_aside_returns(at, monkeypatch, exchange)
 @pytest.mark.row("A32")
 def test_a_dataset_that_cannot_be_replaced_stays(at, monkeypatch):
     digest = digests(ran(*SMALL).folder)
-    monkeypatch.setattr(output.ctypes, "CDLL", lambda *args, **options: None)
+    monkeypatch.setattr(swap.ctypes, "CDLL", lambda *args, **options: None)
     rename = os.rename
 
     def refuse(old, new):
@@ -454,7 +454,7 @@ def test_a_disk_without_room_for_a_dataset_is_looked_at_before_what_was_written_
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pipeline.output._link", full)
+    monkeypatch.setattr("pipeline.swap.link", full)
     monkeypatch.setattr(
         "pipeline.errors._free", lambda _: f" ({sum(map(Path.is_dir, Path('outputs/.tmp').rglob('new')))} there)"
     )
@@ -568,7 +568,7 @@ def test_what_a_person_put_into_a_dataset_stays_when_it_is_replaced(at):
 @pytest.mark.row("A8")
 @pytest.mark.parametrize("error", [None, FileNotFoundError, ConfigError])
 def test_what_a_person_put_into_a_dataset_stays_where_another_run_replaces_it_meanwhile(at, monkeypatch, error):
-    folder, carry, carried = ran(*SMALL).folder, output._carry, []
+    folder, carry, carried = ran(*SMALL).folder, swap.carry, []
     (folder / "notes.txt").write_text("mine")
 
     def as_of_a_folder_being_removed(old, new):
@@ -581,7 +581,7 @@ def test_what_a_person_put_into_a_dataset_stays_where_another_run_replaces_it_me
         if error:
             raise error
 
-    monkeypatch.setattr(output, "_carry", as_of_a_folder_being_removed)
+    monkeypatch.setattr(swap, "carry", as_of_a_folder_being_removed)
     ran("window.context_length=8", *SMALL[2:])
     assert len(carried) == 2 and (folder / "notes.txt").read_text() == "mine"
 
@@ -590,15 +590,15 @@ def test_what_a_person_put_into_a_dataset_stays_where_another_run_replaces_it_me
 def meanwhile(request, at, monkeypatch):
     """Does something once, in the moment before the next dataset takes its place."""
     if request.param == "three steps":
-        monkeypatch.setattr(output.ctypes, "CDLL", lambda *args, **options: None)
-    exchange, todo = output._exchange, []
+        monkeypatch.setattr(swap.ctypes, "CDLL", lambda *args, **options: None)
+    exchange, todo = swap.exchange, []
 
     def later(*args):
         while todo:
             todo.pop()()
         exchange(*args)
 
-    monkeypatch.setattr(output, "_exchange", later)
+    monkeypatch.setattr(swap, "exchange", later)
     return todo.append
 
 
@@ -644,12 +644,12 @@ def test_a_kill_before_a_replaced_folder_is_emptied_loses_nothing_of_what_had_co
     folder = ran(*SMALL).folder
     meanwhile(lambda: (folder / "notes.txt").write_text("mine"))
     with monkeypatch.context() as killed:
-        killed.setattr(output, "_clear", lambda place, home=None: None)
+        killed.setattr(swap, "clear", lambda place, home=None: None)
         ran("window.context_length=8", *SMALL[2:])
     (left,) = Path("outputs/.tmp").iterdir()
     left.rename(left.with_name("host~0~0~0"))
     assert not (folder / "notes.txt").exists()
-    monkeypatch.setattr(output, "alive", lambda run: run.name != "host~0~0~0")
+    monkeypatch.setattr(swap, "alive", lambda run: run.name != "host~0~0~0")
     assert not ran("window.context_length=8", *SMALL[2:]).published
     assert (folder / "notes.txt").read_text() == "mine" and not Path("outputs/.tmp").exists()
 
@@ -765,7 +765,7 @@ def test_of_two_first_datasets_at_once_neither_is_away_for_a_moment(at, monkeypa
 
     monkeypatch.setattr("os.path.lexists", another_comes)
     monkeypatch.setattr("os.rename", lambda *_: pytest.fail("one was taken aside"))
-    output._exchange(new, old)
+    swap.exchange(new, old)
     assert (old / "ours").is_dir() and (new / "theirs").is_dir()
 
 

@@ -32,7 +32,7 @@ import os
 import shlex
 from pathlib import Path
 
-from pipeline import __version__, console, files, manifests, output
+from pipeline import __version__, console, files, manifests, swap
 from pipeline.dataset import WindowDataset, open_dataset
 from pipeline.errors import ConfigError, IntegrityError, from_os_error
 from pipeline.exports.source import Source
@@ -61,7 +61,7 @@ def export(dataset: str | os.PathLike[str], to: str, out: str | os.PathLike[str]
     made_from = hashlib.sha256(files.seal(top if top and top.get("splits") else opened["train"].manifest)).hexdigest()
     total = sum(source.bytes for source in sources)
     try:
-        with output.replacing(folder) as place, console.progress(f"export to {to}", total) as advance:
+        with swap.replacing(folder) as place, console.progress(f"export to {to}", total) as advance:
             target = Target(place, folder)
             notes = {}
             for source in sources:
