@@ -7,11 +7,14 @@
 `counting.py` says what a corpus holds, or each part of a mixture. Every stage is named by the key that the run would give
 it, so what the cache holds is known, and told exactly.
 
-**Splits** get their share of the IDs; by content documents fall where they may, which widens the range. **Mixtures** give
-of each part what its weight asks of all. Copies that will be dropped are not foreseen.
+**Splits** get their share of the IDs: by content documents fall where they may, which widens the range; whole files and
+pieces of one document count by the tokens that were found in them. **Mixtures** give of each part what its weight asks of
+all. **Copies** that will be dropped are known of a corpus that is counted whole, and where the cache tells; else what is
+left is said as a bound.
 **Bytes** follow from the counts: what the Arrow files of each stage hold for a document, an ID, a batch and a file.
-**Seconds** follow from rates measured on the spot: loading and tokenizing some of the corpus, SHA-256, a nameless file
-that is written, flushed and forgotten. On a busy machine they are those of a busy machine.
+**Seconds** follow from rates measured on the spot: loading and tokenizing some of the corpus, fingerprints and verdicts
+where they are asked for, SHA-256, a nameless file that is written, flushed and forgotten. On a busy machine they are those
+of a busy machine.
 """
 
 import hashlib

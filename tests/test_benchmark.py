@@ -136,6 +136,7 @@ def test_an_estimate_grows_with_text_and_rounds():
     assert estimate(COMMANDS, 10**9, 1) > 10 * estimate(COMMANDS, 10**6, 1)
 
 
+@pytest.mark.slow
 def test_a_process_is_measured_with_its_children_but_without_the_memory_of_its_parent(tmp_path):
     ballast = np.ones(400_000_000, np.uint8)
     child = "data = b'1' * 120_000_000; print(sum(i for i in range(10 ** 6)))"

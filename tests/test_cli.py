@@ -67,7 +67,7 @@ def test_C25_and_C26_a_failing_job_of_a_sweep_stops_no_other_and_what_is_done_is
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["A4-SIGINT", "A5-SIGTERM"])
-@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("sweep", [[], pytest.param(["-m"], marks=pytest.mark.slow)], ids=["run", "sweep"])
 @pytest.mark.row("A4", "A5")
 def test_a_signal_ends_a_run_calmly_and_the_same_command_continues(at, number, sweep):
     (at / "lines.txt").write_text("some words on a line\n" * 300_000)
@@ -200,6 +200,7 @@ def test_the_console_script_completes_groups_choices_and_keys(at):
     assert list(at.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_long_phase_shows_a_bar_and_the_log_stands_above_it():
     code = (
         "import time, logging\nfrom pipeline import console\nconsole.setup()\n"

@@ -166,7 +166,7 @@ def test_a_result_that_cannot_be_pickled_is_an_error() -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("how", ["killed", "crashes", "exits", "hangs"])
+@pytest.mark.parametrize("how", ["killed", "crashes", "exits", pytest.param("hangs", marks=pytest.mark.slow)])
 @pytest.mark.row("A23", "A24")
 def test_the_item_of_a_dead_worker_is_tried_once_more(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -243,6 +243,7 @@ def crowded(item: tuple[int, str]) -> list[str]:
     return others
 
 
+@pytest.mark.slow
 def test_what_is_tried_once_more_is_computed_alone(tmp_path: Path) -> None:
     results = list(engine.run(Engine("processes", 3), crowded, [(number, str(tmp_path)) for number in range(7)]))
     assert results[1] == []
@@ -277,6 +278,7 @@ def busy(seconds: float) -> float:
     return seconds
 
 
+@pytest.mark.slow
 def test_a_worker_that_computes_long_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PATIENCE", 0.5)
     monkeypatch.setattr(workers, "LOOK", 0.05)

@@ -360,6 +360,7 @@ def test_what_a_plan_cannot_note_for_want_of_room_leaves_nothing(at, monkeypatch
     assert not [path for path in at.rglob("*") if path.is_file()] and not list((at / "tmp").iterdir())
 
 
+@pytest.mark.slow
 def test_a_sweep_of_plans_says_each_and_a_wrong_value_is_an_error_of_the_configuration(at, capsys):
     assert cli.exit_code(["-m", "plan=true", "embedding=none", "window.context_length=64,128"]) == 0
     out = capsys.readouterr().out

@@ -135,6 +135,7 @@ def push(hub: Hub, *arguments: str, token: str = "hf_secret") -> subprocess.Comp
     return subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.slow
 def test_what_is_pushed_is_the_dataset_and_opens_again_and_the_same_again_commits_nothing(hub, folder):
     hub.files = {"data-99999999.arrow": b"of an earlier push", "LICENSE": b"a person's"}
     done = push(hub, "user/name")
@@ -158,6 +159,7 @@ def test_what_is_pushed_is_the_dataset_and_opens_again_and_the_same_again_commit
     assert not [path for _, path in hub.asked if path.startswith("/lfs/") or "/commit/" in path]
 
 
+@pytest.mark.slow
 def test_a_push_that_was_cut_off_goes_on_where_it_was(hub, folder):
     hub.most = 1
     done = push(hub, "user/name")

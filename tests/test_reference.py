@@ -411,7 +411,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("blocks")
 def test_random_runs_give_what_the_naive_line_gives(tmp_path: Path) -> None:
-    grid(tmp_path, range(10))
+    grid(tmp_path, range(6))
 
 
 @pytest.mark.slow

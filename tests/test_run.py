@@ -518,6 +518,7 @@ def test_words_count_4690_tokens(verdict):
     assert ran(*verdict, "tokenizer=words").ledger["tokenize"]["tokens"] == 4690
 
 
+@pytest.mark.slow
 def test_the_embedding_layer_for_bert_has_30522_rows_of_768(assets, at):
     from safetensors.numpy import load_file
 
