@@ -261,11 +261,11 @@ def judge(config: configs.Config, inputs: Sequence[Input], scratch: Path) -> int
 
 def told(inputs: Sequence[Input], verdicts: Sequence[np.ndarray]) -> None:
     """Give each input the verdicts on its documents, from those of all shards."""
-    shards = iter(verdicts)
+    shards, none = iter(verdicts), np.empty(0, np.int8)
     for one in inputs:
         assert one.planned is not None
-        own = [next(shards) for _ in one.planned.shards]
-        one.owners = np.concatenate([np.empty(0, np.int8), *own])
+        own = [next(shards, none) for _ in one.planned.shards]
+        one.owners = np.concatenate([none, *own])
 
 
 def count(config: configs.Config, ready: Ready | None, inputs: Sequence[Input], scratch: Path) -> Counted:

@@ -17,6 +17,7 @@ where they are asked for, SHA-256, a nameless file that is written, flushed and 
 of a busy machine.
 """
 
+import contextlib
 import hashlib
 import math
 import shutil
@@ -57,7 +58,7 @@ from pipeline import config as configs
 from pipeline.arrow import adjoin, joined
 from pipeline.cache import Cache, Entry
 from pipeline.counting import Counted, Counts, Input, Ready, Rows, product, total
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import Json
 from pipeline.sample import Guess
 
@@ -260,10 +261,13 @@ class Look:
         """Know the verdict on each document, where the cache tells it or the corpus is little."""
         if not selection.wanted(self.config.selection, self.config.split):
             return
-        if self.chosen and (manifest := self.chosen.manifest()):
-            counting.told(self.inputs, selection.read_verdicts(self.chosen.file(choosing.VERDICTS)))
-            counts = manifest["ledger"]["selection"]
-            self.copies = sum(counts.get(f"dropped_{kind}_documents", 0) for kind in ("duplicate", "near_duplicate"))
+        told = None
+        if self.chosen and self.chosen.manifest():
+            with contextlib.suppress(PipelineError, OSError):  # a damaged file is for the run to mend
+                told = selection.read_verdicts(self.chosen.file(choosing.VERDICTS))
+        if told is not None:
+            counting.told(self.inputs, told)
+            self.copies = sum(int(np.isin(verdicts, (selection.DUPLICATE, selection.NEAR)).sum()) for verdicts in told)
         elif all(one.little for one in self.inputs):
             self.copies = counting.judge(self.config, self.inputs, self.scratch)
         elif (planned := self.inputs[0].planned) and planned.sections:

@@ -493,6 +493,10 @@ def test_of_a_larger_corpus_with_copies_rows_are_said_to_be_up_to_so_many(at, mo
     assert said.rows.low <= made.rows <= said.rows.high and any("how many is not foreseen" in note for note in said.notes)
     again = estimate.estimate(config)  # the cache tells
     assert again.rows.exact and again.rows.value == made.rows and again.disk.value == 0
+    (verdicts,) = at.glob("data/cache/selection/*/verdicts.arrow")
+    verdicts.unlink()
+    verdicts.write_bytes(b"no Arrow")
+    assert estimate.estimate(config).rows.high >= made.rows
 
 
 def test_the_time_of_fingerprints_and_verdicts_is_part_of_the_time(at, monkeypatch):
