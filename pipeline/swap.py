@@ -81,7 +81,12 @@ def swapping(folder: Path, place: Path) -> Iterator[Path]:
         if not same(new, handle):  # made again by a step in the middle, and so not whole
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(new))
         os.rename(new, ready)
-        exchange(ready, folder)
+        try:
+            exchange(ready, folder)
+        except OSError:
+            if same(ready, handle):  # it was not swapped in: what lies there is ours, and no other's
+                shutil.rmtree(ready, ignore_errors=True)
+            raise
         files.fsync_dir(folder.parent)
     finally:
         os.close(handle)

@@ -655,6 +655,27 @@ def test_a_kill_before_a_replaced_folder_is_emptied_loses_nothing_of_what_had_co
     assert (folder / "notes.txt").read_text() == "mine" and not Path("outputs/.tmp").exists()
 
 
+@pytest.mark.row("A10")
+def test_where_no_name_can_be_given_any_more_nothing_is_left_of_the_first_dataset(at, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    make = swap.make
+
+    def then_full(folder):
+        make(folder)
+        if folder.name == "old":
+            monkeypatch.setattr(
+                "os.rename", lambda old, new, rename=os.rename: full() if "outputs/sample" in str(new) else rename(old, new)
+            )
+            monkeypatch.setattr(swap.ctypes, "CDLL", lambda *args, **options: None)
+
+    monkeypatch.setattr(swap, "make", then_full)
+    with pytest.raises(ResourceError, match="No space left"):
+        ran(*SMALL)
+    assert not Path("outputs/.tmp").exists() and not Path("outputs/sample").exists()
+
+
 @pytest.mark.row("A16")
 @pytest.mark.parametrize("name", ["state.json", "data-00000000.arrow", "tokenizer/vocabulary.json"])
 def test_a_folder_in_place_of_a_file_of_a_dataset_goes_where_it_is_empty_and_is_named_where_it_is_not(at, name):
