@@ -69,12 +69,10 @@ class Place:
     def require_ours(self) -> None:
         """Raise ConfigError, before any work, where something lies there that is not a dataset of ours, or of a sweep."""
         inside = set(self.store.inside()) - {"probe"}
-        if not inside or OURS in inside or all(OURS in self.store.inside(name) for name in inside):
-            self.store.probe()
-            return
-        raise ConfigError(
-            f"{self.url!r} holds what this pipeline did not put there: nothing was touched. Set output.dir= or name=."
-        )
+        if inside and OURS not in inside and not all(OURS in self.store.inside(name) for name in inside):
+            raise ConfigError(
+                f"{self.url!r} holds what this pipeline did not put there: nothing was touched. Set output.dir= or name=."
+            )
 
     def holds(self, links: dict[str, output.File], texts: dict[str, bytes], manifest: Json) -> bool:
         """Is this the dataset that is there, by its manifest?"""

@@ -74,7 +74,7 @@ def make_verdicts(line: Line, config: configs.Config, planned: plan.Plan, inputs
 def splits_of_files(splits: configs.Split, planned: plan.Plan) -> list[int] | None:
     """The number of the split of each file, or of each part of the one document that is cut; None where neither is split.
 
-    Raises ConfigError where a pattern of `split.by=files` matches no file.
+    Raises InputError where a pattern of `split.by=files` matches no file.
     """
     if splits.by != "files" or not split.names(splits):
         return list(planned.sections) or None

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from pipeline import files
+from pipeline.cache import Cache
 from pipeline.files import Json
 
 GUESSES = ("text", "documents", "tokens", "rows", "disk")
@@ -12,8 +13,6 @@ GUESSES = ("text", "documents", "tokens", "rows", "disk")
 
 def remember(plan: Json, root: Path, recorded: Json) -> None:
     """Note in the cache at `root` what was said of a configuration."""
-    from pipeline.cache import Cache
-
     path, cache = _note(root, recorded), Cache.open(root)
     try:
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs the comparison

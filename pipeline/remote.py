@@ -97,13 +97,13 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """A small object; None where there is none."""
-        with _reaching(self.url) as (fs, root), contextlib.suppress(FileNotFoundError):
+        with _reaching(self.url) as (fs, root), stores.waiting(self.url), contextlib.suppress(FileNotFoundError):
             return bytes(fs.cat_file(_object(fs, f"{root}/{name}")))
         return None
 
     def put(self, name: str, data: bytes, new: bool = False) -> bool:
         """Put a small object, with `new` only where there is none of that name yet. False: there was one."""
-        with _writing(self.url) as (fs, root):
+        with _writing(self.url) as (fs, root), stores.waiting(self.url):
             if _on_disk(fs):
                 with _renaming(root, name) as temporary:
                     Path(temporary).write_bytes(data)
@@ -238,8 +238,7 @@ def _file_system(url: str, process: int) -> tuple[Any, str]:
 def _reaching(url: str) -> Iterator[tuple[Any, str]]:
     """The store's file system and the place in it; what its library raises becomes the error for a person."""
     try:
-        with stores.waiting(url):
-            yield _file_system(url, os.getpid())
+        yield _file_system(url, os.getpid())
     except (PipelineError, FileNotFoundError, engine.Stopped):
         raise
     except Exception as error:

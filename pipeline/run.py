@@ -84,6 +84,8 @@ def run(config: configs.Config, job: str | None = None, recorded: Json | None = 
     for said in configs.idle(config):
         log.warning("%s", said)
     place = place_of(config, job)
+    if isinstance(place, bucket.Place):
+        place.store.probe()  # of a folder its mode tells
     asked = recorded
     settings, origin = hub.resolve(config.corpus)
     if origin:

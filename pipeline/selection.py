@@ -193,7 +193,8 @@ def alike(
     assert documents.signatures is not None
     many, places = bands(threshold, documents.signatures.permutations)
     told = documents.signatures.column(0, 1)[:, 0] != EMPTY
-    told &= True if among is None else among
+    if among is not None:
+        told &= among
     lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for band in range(many):
         column = documents.signatures.column(band * places, (band + 1) * places)

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(::[A-Za-z0-9+.-]+)*://")
 MAGIC = re.compile(r"[*?\[]")
-SLOW = 15.0  # seconds without an answer of a store after which it is said
+SLOW = 15.0  # seconds after which it is said that a store has not answered yet
 AHEAD = 8 << 20  # bytes fetched in one request where a file is read from front to back
 SIGNS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "commit_hash")  # change with the content
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")  # change with it, most of the time
@@ -181,12 +181,12 @@ def connect(url: str, what: str = "corpus.paths", refused: frozenset[str] = REFU
 
 @functools.cache
 def _tell(url: str) -> None:
-    log.warning("%r has not answered for %.0f s: waiting for it", url, SLOW)
+    log.warning("%r takes more than %.0f s to answer: waiting for it", url, SLOW)
 
 
 @contextlib.contextmanager
 def waiting(url: str) -> Iterator[None]:
-    """Say it, once, where a store keeps one waiting."""
+    """Say it, once, where a store keeps one waiting for what is soon done: a listing, a small object."""
     timer = threading.Timer(SLOW, _tell, (url,))
     timer.daemon = True
     timer.start()

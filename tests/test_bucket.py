@@ -16,7 +16,7 @@ from test_remote import LINES, SMALL, forget
 
 import s3
 from conftest import ROOT, composed, letters
-from pipeline import open_dataset, window
+from pipeline import cli, open_dataset, window
 from pipeline.bucket import Place
 from pipeline.errors import ConfigError, IntegrityError, ResourceError
 from pipeline.remote import Store
@@ -265,3 +265,13 @@ def test_a_bucket_that_is_not_there_is_told_before_any_work(bucket: Any) -> None
     for setting in ("output.dir=s3://nowhere/sets/one", "cache.remote=s3://nowhere/cache"):
         with pytest.raises(ResourceError, match="cannot be written: there is no such bucket"):
             run(composed(*SMALL, "cache.dir=two", setting))
+
+
+@pytest.mark.slow
+def test_a_plan_puts_nothing_into_a_bucket_and_refuses_what_is_not_ours(bucket: Any, server: s3.Server) -> None:
+    given = [*SMALL, "cache.dir=two", "output.dir=s3://bucket/sets/one", "plan=true"]
+    assert cli.exit_code(given) == 0
+    assert not [path for method, path in server.asked if method in ("PUT", "POST", "DELETE")]
+    bucket.put_object(Bucket="bucket", Key="sets/one/mine.txt", Body=b"x")
+    forget()
+    assert cli.exit_code(given) == 2

@@ -239,7 +239,7 @@ def test_a_store_that_keeps_one_waiting_is_told_of_once(
         with stores.waiting("s3://texts"):
             time.sleep(seconds)
         assert len(caplog.messages) == bool(seconds)
-    assert caplog.messages == ["'s3://texts' has not answered for 0 s: waiting for it"]
+    assert caplog.messages == ["'s3://texts' takes more than 0 s to answer: waiting for it"]
 
 
 def test_a_store_without_any_sign_of_change_is_read_again_each_time(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
